@@ -1,0 +1,1 @@
+"""The spine: contracts and mathematics that three organs or more share."""

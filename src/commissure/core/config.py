@@ -1,0 +1,54 @@
+"""Frozen configurations: pydantic models that refuse unknown fields, and their content digest."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from commissure.core.errors import InputError
+
+__all__ = ["Config"]
+
+
+class Config(BaseModel):
+    """Base of every configuration; ranges are declared with `pydantic.Field`.
+
+    A bad field raises `InputError` that names the field, its value and the allowed range.
+
+    >>> from pydantic import Field
+    >>> class Training(Config):
+    ...     lr: float = Field(default=1e-3, gt=0)
+    >>> Training(lr=-1.0)
+    Traceback (most recent call last):
+    commissure.core.errors.InputError: Training.lr = -1.0: expected input should be greater than 0
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise _as_input_error(type(self).__name__, error) from None
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a configuration from JSON; a bad field raises `InputError`."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise _as_input_error(cls.__name__, error) from None
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON: equal configurations have equal digests on every machine."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def _as_input_error(name: str, error: ValidationError) -> InputError:
+    first = error.errors(include_url=False)[0]
+    location = ".".join(str(part) for part in first["loc"])
+    known = "" if first["type"] != "extra_forbidden" else "remove it or correct its name"
+    allowed = "no field of this name" if known else first["msg"][0].lower() + first["msg"][1:]
+    return InputError(f"{name}.{location}" if location else name, first["input"], allowed, known)

@@ -1,0 +1,1 @@
+"""Real data by name: a pinned registry, checked downloads, arrays out."""

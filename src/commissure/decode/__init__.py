@@ -1,0 +1,1 @@
+"""Neural decoding: POSSM, its streaming engine and its baselines."""

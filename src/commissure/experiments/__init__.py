@@ -1,0 +1,1 @@
+"""The claims this library makes, and the code that tests each."""
