@@ -34,8 +34,10 @@ from commissure.decode.fitting import fit_possm
 from commissure.decode.metrics import r2_score
 from commissure.decode.presets import FitConfig, POSSMConfig, preset
 from commissure.decode.readout import Readout
-from commissure.decode.recording import SpikeRecording
-from commissure.decode.windows import Batch, collate, cut_window, n_chunks_between
+from commissure.decode.recording import SpikeRecording, bin_count
+from commissure.decode.step_weights import step_weights
+from commissure.decode.windows import Batch, collate, cut_window
+from commissure.native.possm_weights import PossmWeights
 from commissure.train import TrainResult
 
 __all__ = ["POSSM", "POSSMState"]
@@ -279,7 +281,7 @@ class POSSM(nn.Module):
         self, recording: SpikeRecording, start: float, stop: float, times: np.ndarray, result: np.ndarray
     ) -> None:
         chunk_s = self.config.chunk_s
-        n_chunks = n_chunks_between(start, stop, chunk_s)
+        n_chunks = bin_count(start, stop, chunk_s)
         session, first_unit = self.session_row(recording.session), self.unit_start(recording.session)
         state = None
         for first in range(0, n_chunks, BLOCK_CHUNKS):
@@ -289,6 +291,10 @@ class POSSM(nn.Module):
             batch = collate([window], [session], [first_unit], device=self.unit_embedding.device)
             outputs, state = self(batch, state)
             result[window.samples] = self.denormalize(outputs)[:, : self.config.out_dim].cpu().numpy()
+
+    def step_weights(self, session: str) -> PossmWeights:
+        """The arrays of the streaming engine for one session."""
+        return step_weights(self, session)
 
     def denormalize(self, outputs: Float[Tensor, "queries outputs"]) -> Float[Tensor, "queries outputs"]:
         """Outputs in the behavior's units."""

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from commissure.core.errors import InputError
 from commissure.decode.encoder import SpikeTokens
-from commissure.decode.recording import SpikeRecording, bin_index
+from commissure.decode.recording import SpikeRecording, bin_count, bin_index
 
-__all__ = ["Batch", "Queries", "Window", "collate", "cut_window", "interval_weights", "n_chunks_between"]
+__all__ = ["Batch", "Queries", "Window", "collate", "cut_window", "interval_weights"]
 
 
 class Window(NamedTuple):
@@ -57,11 +57,6 @@ class Batch(NamedTuple):
         return self.tokens.n_slots // len(self.lengths)
 
 
-def n_chunks_between(start: float, stop: float, chunk_s: float) -> int:
-    """Chunks that cover [start, stop), the last one possibly beyond `stop`."""
-    return max(1, int(np.ceil((stop - start) / chunk_s - 1e-6)))
-
-
 def cut_window(
     recording: SpikeRecording,
     start: float,
@@ -72,20 +67,20 @@ def cut_window(
 ) -> Window:
     """The window [start, stop); queries at `times` (default: the behavior's) that fall into it."""
     times = recording.behavior_times if times is None else times
-    n_chunks = n_chunks_between(start, stop, chunk_s)
-    first, last = np.searchsorted(recording.times, [start - chunk_s, stop + chunk_s])
-    spikes = recording.times[first:last]
-    chunk = bin_index(spikes, start, chunk_s)
-    inside = (chunk >= 0) & (chunk < n_chunks) & (spikes < stop)
-    chunk = chunk[inside]
-    offset = spikes[inside] - (start + (chunk + 0.5) * chunk_s)
-    unit = recording.units[first:last][inside]
+    n_chunks = bin_count(start, stop, chunk_s)
 
-    query_chunk = bin_index(times, start, chunk_s)
-    samples = np.flatnonzero((query_chunk >= 0) & (query_chunk < n_chunks) & (times < stop))
-    query_chunk = query_chunk[samples]
+    def inside(sorted_times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the times in the window, and their chunks; edges by the recording's one rule."""
+        near = np.arange(*np.searchsorted(sorted_times, [start - chunk_s, stop + chunk_s]))
+        chunk = bin_index(sorted_times[near], start, chunk_s)
+        mask = (chunk >= 0) & (chunk < n_chunks) & (bin_index(sorted_times[near], stop, chunk_s) < 0)
+        return near[mask], chunk[mask]
+
+    spikes, chunk = inside(recording.times)
+    offset = recording.times[spikes] - (start + (chunk + 0.5) * chunk_s)
+    samples, query_chunk = inside(times)
     query_offset = times[samples] - (start + (query_chunk + 1) * chunk_s)
-    return Window(unit, offset, chunk, n_chunks, query_chunk, query_offset, samples)
+    return Window(recording.units[spikes], offset, chunk, n_chunks, query_chunk, query_offset, samples)
 
 
 def collate(
