@@ -81,13 +81,12 @@ def possm_loss(model: POSSM, drawn: TrainingBatch, auxiliary_weight: float) -> T
     """Weighted mean squared error of behavior, plus that of the auxiliary targets that exist."""
     outputs, _ = model(drawn.batch)
     n = model.config.out_dim
-    error = (outputs - drawn.target).square()
+    error = (outputs - drawn.target.nan_to_num()).square()
     total = drawn.weight.sum().clamp_min(torch.finfo(error.dtype).tiny)
     loss = (drawn.weight * error[:, :n].mean(1)).sum() / total
     if model.config.auxiliary_dim:
-        known = ~torch.isnan(drawn.target[:, n])
-        auxiliary = torch.where(known.unsqueeze(1), error[:, n:], 0.0).mean(1)
-        loss = loss + auxiliary_weight * (drawn.weight * auxiliary).sum() / total
+        weight = drawn.weight * ~torch.isnan(drawn.target[:, n])
+        loss = loss + auxiliary_weight * (weight * error[:, n:].mean(1)).sum() / total
     return loss
 
 
