@@ -44,10 +44,14 @@ __all__ = [
 ]
 
 Array = np.ndarray
+_EPS = float(np.finfo(np.float64).eps)
 
 # A Gram matrix squares the condition number.  From reciprocal conditions of 1e-5 on, solving with it keeps about
 # eps / 1e-5 = 2e-11 of relative accuracy; below, the singular values of X itself are used.
 _GRAM_RCOND = 1e-5
+
+# The recursion subtracts: it refuses an update that leaves fewer than four digits of the covariance.
+_RLS_LOSS = 1e-4
 
 
 class RidgeFit(NamedTuple):
@@ -173,7 +177,7 @@ def ridge_from_moments(moments: Moments, n_features: int, *, penalty: float) -> 
         raise DegenerateError("ridge_from_moments: the moments hold no samples")
     mean, scatter = moments.mean.cpu().numpy(), moments.scatter.cpu().numpy()
     gram, cross = scatter[:n_features, :n_features], scatter[:n_features, n_features:]
-    solved = _cholesky(gram, cross, _penalty(penalty), rcond=100 * np.finfo(np.float64).eps)
+    solved = _cholesky(gram, cross, _penalty(penalty), rcond=100 * _EPS)
     if solved is None:
         raise DegenerateError(f"ridge_from_moments: singular scatter at penalty = {penalty}: pass a larger penalty")
     coefficients, dof = solved
@@ -196,7 +200,8 @@ class RecursiveLeastSquares:
 
     After n samples the coefficients are those of `ridge` with sample weights gamma^(n-1-i) and penalty
     gamma^n lambda (`as_ridge`).  With forgetting the prior fades as well: directions that the data stop exciting lose
-    all regularization and their covariance grows as gamma^-n, until it overflows (`DegenerateError`).
+    all regularization and their covariance grows as gamma^-n.  An update that can no longer be exact raises
+    `DegenerateError`.
 
     >>> rls = RecursiveLeastSquares(n_features=1, n_outputs=1, penalty=1.0)
     >>> rls.update(rls.init_state(), [[1.0], [2.0]], [[1.0], [2.0]]).coefficients.round(9)
@@ -246,15 +251,18 @@ class RecursiveLeastSquares:
             prior = state.covariance / self.forgetting**n
             crossed = prior @ x.T
             innovation = np.eye(n) + x @ crossed
-        if not (np.isfinite(prior).all() and np.isfinite(innovation).all()):
-            raise DegenerateError(
-                f"RLS covariance overflow after {state.n_samples} samples at forgetting = {self.forgetting}: some "
-                "direction of x is never excited; raise forgetting or drop constant features"
-            )
-        gain = np.linalg.solve(innovation, crossed.T).T
-        covariance = prior - gain @ crossed.T
-        coefficients = state.coefficients + gain @ residual
-        return RLSState(coefficients, (covariance + covariance.T) / 2, state.n_samples + n)
+            largest = (np.abs(x) @ np.sqrt(np.diag(prior))) ** 2  # >= every term of x' P x
+        is_lost = not (np.isfinite(prior).all() and np.isfinite(innovation).all())
+        if not (is_lost or np.any(_EPS * largest > _RLS_LOSS * np.diag(innovation))):
+            gain = np.linalg.solve(innovation, crossed.T).T
+            covariance = prior - gain @ crossed.T
+            if not np.any(_EPS * np.diag(prior) > _RLS_LOSS * np.diag(covariance)):
+                covariance = covariance / 2 + covariance.T / 2
+                return RLSState(state.coefficients + gain @ residual, covariance, state.n_samples + n)
+        raise DegenerateError(
+            f"RLS lost its digits after {state.n_samples} samples at penalty = {self.penalty}, forgetting = "
+            f"{self.forgetting}: raise the penalty; with forgetting, raise it or drop features the data stop exciting"
+        )
 
     def predict(self, state: RLSState, x: ArrayLike) -> Float[Array, " *n outputs"]:
         """Predictions at `x`, (features,) or (n, features)."""
@@ -354,7 +362,7 @@ def _singular(d: _Centered) -> _Spectrum:
 def _path(spectrum: _Spectrum, d: _Centered, penalties: Float[Array, " penalties"]) -> RidgePath:
     """The ridge at every penalty; numerical rank: singular values above eps * max(shape) times the largest."""
     s = spectrum.eigenvalues
-    kept = s > (np.finfo(np.float64).eps * max(d.x.shape)) ** 2 * s.max(initial=0.0)
+    kept = s > (_EPS * max(d.x.shape)) ** 2 * s.max(initial=0.0)
     s, rank = s[kept], int(kept.sum())  # the exact solution has no component along null directions
     if penalties.min() == 0 and rank < d.x.shape[1]:
         raise DegenerateError(
