@@ -1,4 +1,4 @@
-"""The catalog of real data: every file by name, at a pinned commit, with its digest, licence and citation.
+"""The catalog of real data: every file by name, at a pinned commit, with its digest, license and citation.
 
 A name is a relative path.  The same path is looked up below `COMMISSURE_DATA`; the address it is otherwise downloaded
 from is `https://raw.githubusercontent.com/OWNER/REPO/COMMIT/PATH`.
@@ -16,13 +16,13 @@ __all__ = ["CATALOG", "Source", "find", "matching"]
 
 @dataclass(frozen=True)
 class Source:
-    """One file: `name` (relative path), address, SHA-256 (hex), size in bytes, licence and what to cite."""
+    """One file: `name` (relative path), address, SHA-256 (hex), size in bytes, license and what to cite."""
 
     name: str
     address: str
     sha256: str
     n_bytes: int
-    licence: str
+    license: str
     citation: str
 
 
@@ -30,7 +30,7 @@ class _Collection(NamedTuple):
     folder: str
     repository: str
     commit: str
-    licence: str
+    license: str
     citation: str
     files: tuple[tuple[str, int, str], ...]  # path in the repository, bytes, SHA-256
 
@@ -85,9 +85,9 @@ _COLLECTIONS = (
         "hcp-s400",
         "fmilisav/milisav_hierarchical_modularity",
         "e0cd6f3335f96e65f19dd423cbb0435d3dc3695c",
-        "BSD-3-Clause (acknowledge the Human Connectome Project)",
-        "Van Essen et al. (2013), The WU-Minn Human Connectome Project, NeuroImage 80, 62-79; parcels of Schaefer et "
-        "al. (2018), Cerebral Cortex 28, 3095-3114",
+        "BSD-3-Clause",
+        "Acknowledge the Human Connectome Project: Van Essen et al. (2013), The WU-Minn Human Connectome Project, "
+        "NeuroImage 80, 62-79; parcels of Schaefer et al. (2018), Cerebral Cortex 28, 3095-3114",
         (
             ("data/SC_wei_HCP_s400.npy", 1280128, "ef205659477ac56da8ca790991bdde481794eb9f824c711c55654d5def3b42a6"),
             ("data/parc_timescales.npy", 1728, "e51f1688104231c6ae76985f9eb5a68efe88abe5a06d0ce4840ef256f6608535"),
@@ -145,7 +145,7 @@ def _sources(collection: _Collection) -> list[Source]:
             f"{root}/{path}",
             sha256,
             n_bytes,
-            collection.licence,
+            collection.license,
             collection.citation,
         )
         for path, n_bytes, sha256 in collection.files

@@ -20,17 +20,17 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")
 
 @app.command(name="list")
 def list_(*, json: Json = False) -> None:
-    """List every file of the catalog: name, bytes, licence, and whether it is here."""
+    """List every file of the catalog: name, bytes, license, and whether it is here."""
     present = {source.name: available(source.name) for source in CATALOG}
     if json:
         _write_json([_row(source) | {"present": present[source.name]} for source in CATALOG])
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("name", "bytes", "licence", "present")
+    table = Table(Column("name", no_wrap=True), Column("bytes", justify="right"), "license", "present")
     for source in CATALOG:
-        table.add_row(source.name, f"{source.n_bytes:,}", source.licence, "yes" if present[source.name] else "no")
+        table.add_row(source.name, f"{source.n_bytes:,}", source.license, "yes" if present[source.name] else "no")
     Console().print(table)
 
 
@@ -54,7 +54,7 @@ def _row(source: Source) -> dict[str, object]:
     return {
         "name": source.name,
         "bytes": source.n_bytes,
-        "licence": source.licence,
+        "license": source.license,
         "citation": source.citation,
         "address": source.address,
         "sha256": source.sha256,

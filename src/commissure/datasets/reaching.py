@@ -102,7 +102,15 @@ def mc_maze_trial() -> MazeTrial:
     """
     fields = ("times", "spikes", "unit_ids", "hand_velocity", "hand_position", "cursor_position", "eye_position")
     arrays = cached_arrays("mc-maze/trial_748_data.csv", _read_mc_maze, fields)
-    return MazeTrial(**{**arrays, "unit_ids": tuple(arrays["unit_ids"].tolist())})
+    return MazeTrial(
+        times=arrays["times"],
+        spikes=arrays["spikes"],
+        unit_ids=tuple(arrays["unit_ids"].tolist()),
+        hand_velocity=arrays["hand_velocity"],
+        hand_position=arrays["hand_position"],
+        cursor_position=arrays["cursor_position"],
+        eye_position=arrays["eye_position"],
+    )
 
 
 def _read_mihi_chewie(path: Path, bin_s: float) -> dict[str, np.ndarray]:
