@@ -25,13 +25,13 @@ def list_(*, json: Json = False) -> None:
     if json:
         _write_json([_row(source) | {"present": present[source.name]} for source in CATALOG])
         return
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    table = Table(Column("name", no_wrap=True), Column("bytes", justify="right"), "license", "present")
+    cells = [("name", "bytes", "license", "present")]
     for source in CATALOG:
-        table.add_row(source.name, f"{source.n_bytes:,}", source.license, "yes" if present[source.name] else "no")
-    Console().print(table)
+        cells.append((source.name, f"{source.n_bytes:,}", source.license, "yes" if present[source.name] else "no"))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for name, size, license_, here in cells:
+        line = f"{name:{widths[0]}}  {size:>{widths[1]}}  {license_:{widths[2]}}  {here}"
+        sys.stdout.write(line.rstrip() + "\n")
 
 
 @app.command
