@@ -25,7 +25,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
-from commissure.core.errors import InputError, NotFittedError
+from commissure.core.errors import DegenerateError, InputError, NotFittedError
+from commissure.core.lsq import RidgeFit, ridge
 from commissure.decode.metrics import r2_score
 from commissure.decode.recording import BinnedSegment, SpikeRecording
 from commissure.decode.segments import check_units, fold_of_rows, training_segments, values_at
@@ -99,8 +100,7 @@ class WienerFilter:
         selection = self._select(segments, seed, progress)
         scaling = _scaling(segments, selection.transform)
         x, y, _ = _design(segments, scaling, selection.lags)
-        coefficients, intercept = _ridge(x, y, selection.penalty)
-        self._fitted = _Fitted(unit_ids, selection, scaling, coefficients, intercept)
+        self._fitted = _Fitted(unit_ids, selection, scaling, ridge(x, y, penalty=selection.penalty))
         return self
 
     @property
@@ -111,14 +111,14 @@ class WienerFilter:
     @property
     def coefficients(self) -> Float[np.ndarray, "n_features n_outputs"]:
         """Rows: units of the current bin, of the bin before, ...; then the lags - 1 start indicators."""
-        return self._model().coefficients.copy()
+        return self._model().ridge.coefficients.copy()
 
     def predict(self, recording: SpikeRecording, *, at: ArrayLike | None = None) -> Float[np.ndarray, "n n_outputs"]:
         """Behavior at times `at` (seconds, default the recording's own): the output of the bin holding each time."""
         model = self._model()
         check_units(model.unit_ids, recording)
         outputs = [
-            lagged_counts(model.scaling(segment.counts), model.selection.lags) @ model.coefficients + model.intercept
+            model.ridge.predict(lagged_counts(model.scaling(segment.counts), model.selection.lags))
             for segment in recording.binned(self.bin_s)
         ]
         return values_at(recording, at, self.bin_s, outputs)
@@ -198,8 +198,7 @@ class _Fitted(NamedTuple):
     unit_ids: tuple[str, ...]
     selection: WienerSelection
     scaling: _Scaling
-    coefficients: Float[np.ndarray, "n_features n_outputs"]
-    intercept: Float[np.ndarray, " n_outputs"]
+    ridge: RidgeFit
 
 
 def _scaling(segments: list[BinnedSegment], transform: Transform) -> _Scaling:
@@ -269,16 +268,13 @@ def _held_out_residuals(
         for fold in np.unique(folds):
             rows = folds == fold
             hat = (u[rows] * shrink) @ u[rows].T + 1 / n
-            residual[rows] = np.linalg.solve(np.eye(len(hat)) - hat, residual[rows])
+            try:
+                residual[rows] = np.linalg.solve(np.eye(len(hat)) - hat, residual[rows])
+            except np.linalg.LinAlgError:
+                raise DegenerateError(
+                    f"cross-validation at penalty = {penalty}: {n} rows, {x.shape[1]} features, the fit without one "
+                    "fold is not unique; pass a penalty > 0 or None"
+                ) from None
         results.append(residual)
     return results
 
-
-def _ridge(
-    x: Float[np.ndarray, "n_rows n_features"], y: Float[np.ndarray, "n_rows n_outputs"], penalty: float
-) -> tuple[Float[np.ndarray, "n_features n_outputs"], Float[np.ndarray, " n_outputs"]]:
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    centered = x - mean_x
-    gram = centered.T @ centered + penalty * np.eye(x.shape[1])
-    coefficients = np.linalg.solve(gram, centered.T @ (y - mean_y))
-    return coefficients, mean_y - mean_x @ coefficients
