@@ -35,7 +35,9 @@ from commissure.decode.segments import check_units, fold_of_rows, training_segme
 __all__ = ["KalmanFilter", "KalmanParameters", "KalmanSelection", "kalman_filter", "kalman_gains"]
 
 _NOISE_FLOOR = 1e-3  # of the mean variance: bounds the condition of Q by about 1e3 * n_units, silent units included
-_PRIOR = 1e-6  # relative ridge of A and C: keeps constant kinematics (a column of zeros) solvable, changes no digit shown
+_PRIOR = (
+    1e-6  # relative ridge of A and C: keeps constant kinematics (a column of zeros) solvable, changes no digit shown
+)
 _LEADS = (0, 1, 2, 3)
 _HISTORIES = (0, 1, 2)
 _SHRINKAGES = (0.1, 0.3, 0.6, 1.0)

@@ -86,7 +86,10 @@ def fold_of_rows(lengths: Sequence[int], folds: int, *, seed: int) -> Int[np.nda
 
 
 def values_at(
-    recording: SpikeRecording, at: ArrayLike | None, bin_s: float, outputs: Sequence[Float[np.ndarray, "time n_outputs"]]
+    recording: SpikeRecording,
+    at: ArrayLike | None,
+    bin_s: float,
+    outputs: Sequence[Float[np.ndarray, "time n_outputs"]],
 ) -> Float[np.ndarray, "n n_outputs"]:
     """Read per-segment outputs (one row a bin) at times `at` (default: the behavior's): the bin that holds each time."""
     times = recording.behavior_times if at is None else np.asarray(at, dtype=np.float64)

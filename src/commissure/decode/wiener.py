@@ -164,9 +164,7 @@ class WienerFilter:
         return max(tried, key=_score)
 
 
-def lagged_counts(
-    counts: Float[np.ndarray, "time n_units"], lags: int
-) -> Float[np.ndarray, "time n_features"]:
+def lagged_counts(counts: Float[np.ndarray, "time n_units"], lags: int) -> Float[np.ndarray, "time n_features"]:
     """Counts of bins t, t-1, ..., t-lags+1 side by side, zeros before the start, then the `lags - 1` start indicators.
 
     >>> lagged_counts(np.array([[1.0], [2.0], [3.0]]), 2)
@@ -212,9 +210,7 @@ def _scaling(segments: list[BinnedSegment], transform: Transform) -> _Scaling:
 
 def _design(
     segments: list[BinnedSegment], scaling: _Scaling, lags: int
-) -> tuple[
-    Float[np.ndarray, "n_rows n_features"], Float[np.ndarray, "n_rows n_outputs"], Int[np.ndarray, " n_rows"]
-]:
+) -> tuple[Float[np.ndarray, "n_rows n_features"], Float[np.ndarray, "n_rows n_outputs"], Int[np.ndarray, " n_rows"]]:
     """Features and behavior of the bins that have behavior, and these bins' row numbers."""
     x = np.concatenate([lagged_counts(scaling(segment.counts), lags) for segment in segments])
     y = np.concatenate([segment.behavior for segment in segments])
@@ -277,4 +273,3 @@ def _held_out_residuals(
                 ) from None
         results.append(residual)
     return results
-
