@@ -247,14 +247,17 @@ def test_rls_never_mutates() -> None:
 @pytest.mark.parametrize(("direction", "at_least"), [([1.0, 0.0], 1000), ([0.3, 0.7], 30)])
 def test_rls_wind_up_is_refused_before_it_is_wrong(direction: list[float], at_least: int) -> None:
     rls = RecursiveLeastSquares(n_features=2, n_outputs=1, penalty=1.0, forgetting=0.5)
-    state, y = rls.init_state(), [[1.0]]
-    with pytest.raises(
-        DegenerateError, match=r"lost its digits after \d+ samples at penalty = 1\.0, forgetting = 0\.5"
-    ):
+    states = [rls.init_state()]
+
+    def stream() -> None:
         for _ in range(2000):
-            state = rls.update(state, [direction], y)
-            assert rls.predict(state, direction).item() == pytest.approx(1.0, abs=max(1e-3, 2.0 * 0.5**state.n_samples))
-    assert state.n_samples >= at_least
+            states.append(rls.update(states[-1], [direction], [[1.0]]))
+
+    with pytest.raises(DegenerateError, match=r"lost its digits after \d+ samples at penalty = 1.0, forgetting = 0.5"):
+        stream()
+    assert len(states) > at_least
+    for state in states:
+        assert rls.predict(state, direction).item() == pytest.approx(1.0, abs=max(1e-3, 2 * 0.5**state.n_samples))
 
 
 def test_rls_refuses_a_penalty_below_its_precision() -> None:
