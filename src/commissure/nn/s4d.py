@@ -160,7 +160,7 @@ class S4D(nn.Module):
         powers = system.powers(self._lags(chunk + 1))
         response = _impulse(system, powers[..., :chunk])
         response = torch.cat([response[:, :1] + self.skip[:, None], response[:, 1:]], 1)
-        signal = x.permute(2, 0, 1)
+        signal = x.permute(2, 0, 1).contiguous()
         v, modes = _chunks(signal[:, :, :whole], chunk, modes, system, powers, response)
         if whole < time:
             rest, modes = _chunks(signal[:, :, whole:], time - whole, modes, system, powers, response)
@@ -204,6 +204,8 @@ def _chunks(
     # Row s of the Toeplitz matrix is the response delayed by s: windows of the zero-padded response, last first.
     toeplitz = F.pad(response[:, :length], (length - 1, 0)).unfold(1, length, 1).flip(1)
     v = torch.bmm(pieces, toeplitz).view(dim, batch, time)
+    if v.requires_grad:
+        v.register_hook(Tensor.contiguous)  # a permuted gradient would send bmm's backward down its slow path
     arrivals = powers[..., :length].flip(-1).reshape(dim, 2 * n_modes, length).transpose(1, 2)
     gained = torch.bmm(pieces, arrivals).view(dim, batch, n_chunks, 2, n_modes).permute(2, 1, 0, 3, 4)
     if modes is None and n_chunks == 1:
