@@ -29,6 +29,7 @@ app = App(
     help="Published NeuroAI systems as one fast, exact, tested PyTorch library.",
     version=commissure.__version__,
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 for _name, (_path, _help) in COMMANDS.items():
     app.command(_path, name=_name, help=_help)
@@ -36,7 +37,9 @@ for _name, (_path, _help) in COMMANDS.items():
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default `sys.argv`) and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        _check_command(arguments)
         code = app(arguments, exit_on_error=False, print_error=True)
     except CycloptsError:
         return 2
@@ -53,6 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return 3
     return code if isinstance(code, int) else 0
+
+
+def _check_command(arguments: Sequence[str]) -> None:
+    """Refuse a wrong command before cyclopts does: it would import every organ for its message."""
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        raise InputError("command", arguments[0], f"one of {', '.join(COMMANDS)}", "commissure --help describes them")
 
 
 if __name__ == "__main__":
