@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-import commissure
 import pytest
+
+import commissure
 
 MODULES = sorted(
     module.name

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from commissure import cli
 from commissure.core.errors import CommissureError, InputError
 

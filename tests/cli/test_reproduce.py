@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from commissure.report.results import Report
 
 Toy = Any  # the fixture's type lives in conftest.py

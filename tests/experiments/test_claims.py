@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+
 from commissure.core.errors import InputError
 from commissure.experiments.claims import CLAIMS, Bound, Claim, Context, Cost, Outcome, Row
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from commissure.core.errors import InputError
 from commissure.experiments import runner
 from commissure.report.results import Entry, Report
@@ -141,9 +142,7 @@ def test_any_executor(toy_log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     assert verdicts(report) == {"crash": "ERROR"}
 
 
-def test_a_foreign_executor_cannot_hang_the_run(
-    toy_log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_foreign_executor_cannot_hang_the_run(toy_log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "deadline_s", lambda claim, budget: 0.3)
     (tmp_path / "gate").touch()
     with ThreadPoolExecutor(1) as pool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import commissure
 import pytest
+
+import commissure
 from commissure.runs import environment
 
 

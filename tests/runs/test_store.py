@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from commissure.core.errors import CommissureError, InputError
 from commissure.runs import Run, RunStore, home
 from commissure.runs.migrate import migrate, schema_version
@@ -100,10 +101,14 @@ def test_kill_9_loses_no_committed_row_and_keeps_no_torn_one(tmp_path: Path) -> 
 
 
 def test_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
-    with RunStore(tmp_path / "runs.sqlite") as store:
-        with pytest.raises(ZeroDivisionError), store.transaction():
+    def add_and_fail(store: RunStore) -> None:
+        with store.transaction():
             store.add(RUN)
             raise ZeroDivisionError
+
+    with RunStore(tmp_path / "runs.sqlite") as store:
+        with pytest.raises(ZeroDivisionError):
+            add_and_fail(store)
         assert store.runs() == []
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from commissure.core.errors import InputError
 from commissure.runs import DeadlineExceeded, IsolatedExecutor, WorkerDied
 
-TASKS = '''
+TASKS = """
 import os, signal, sys, time
 from commissure.runs import notify
 
@@ -37,7 +38,7 @@ def tell():
         notify(k / 2, f"step {k}"); time.sleep(0.15)
 def touch(path, seconds):
     open(path, "w").write(str(os.getpid())); time.sleep(seconds)
-'''
+"""
 
 
 @pytest.fixture
