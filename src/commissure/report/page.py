@@ -27,7 +27,7 @@ def render(report: Report) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"minus": _minus, "gate": _gate, "slug": lambda text: text.replace(".", "-")}
+    environment.filters |= {"minus": _minus, "gate": _gate, "lead": _lead, "slug": lambda text: text.replace(".", "-")}
     template = environment.from_string(resources.files(__package__).joinpath("page.html.jinja").read_text("utf-8"))
     return template.render(report=report, marks=_MARKS)
 
@@ -52,6 +52,13 @@ def _check_figure(entry: Entry) -> None:
 def _minus(text: str) -> str:
     """Typographic minus signs for numbers."""
     return re.sub(r"(?<![\w.])-(?=[\d.])", "−", text)
+
+
+def _lead(entry: Entry) -> Row | None:
+    """The row that decides: the first that misses its gate, else the first that has one."""
+    held = [row for bound in entry.gate for row in entry.rows if row.key == bound.key]
+    missed = [row for row in held if not all(bound.is_met(row) for bound in entry.bounds_on(row))]
+    return next(iter(missed + held), None)
 
 
 def _gate(entry: Entry, row: Row) -> list[tuple[str, bool]]:
