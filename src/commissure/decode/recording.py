@@ -325,7 +325,7 @@ class SpikeRecording:
         if not path.is_file():
             raise InputError("path", str(path), "an existing .npz file written by SpikeRecording.save")
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = dict(archive.items())
             epochs = {name.removeprefix("epochs/"): x for name, x in arrays.items() if name.startswith("epochs/")}
             return cls(
