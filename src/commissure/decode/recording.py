@@ -258,7 +258,7 @@ class SpikeRecording:
         `counts` is an integer array (time, n_units) for a continuous recording, or a list of such arrays, one a
         trial; `behavior` and `auxiliary` are then lists of as many arrays with as many rows.  Trials are laid one
         after the other from `start`, at least `gap_s` seconds apart (rounded up to whole bins).  Without `behavior`
-        the samples have no columns.  `unit_ids` default to "0", "1", ...
+        the samples have no columns.  `unit_ids` default to "SESSION/0", "SESSION/1", ...: other sessions, other units.
 
         >>> SpikeRecording.from_counts([[2, 0], [0, 1]], 0.1, session="demo").times.round(3).tolist()
         [0.05, 0.05, 0.15]
@@ -282,7 +282,9 @@ class SpikeRecording:
         return cls(
             np.repeat(centers[rows], repeats),
             np.repeat(units, repeats),
-            unit_ids=tuple(map(str, range(stacked.shape[1]))) if unit_ids is None else tuple(unit_ids),
+            unit_ids=tuple(f"{session}/{unit}" for unit in range(stacked.shape[1]))
+            if unit_ids is None
+            else tuple(unit_ids),
             behavior=samples,
             behavior_times=centers,
             session=session,
@@ -323,7 +325,7 @@ class SpikeRecording:
         if not path.is_file():
             raise InputError("path", str(path), "an existing .npz file written by SpikeRecording.save")
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = dict(archive.items())
             epochs = {name.removeprefix("epochs/"): x for name, x in arrays.items() if name.startswith("epochs/")}
             return cls(
