@@ -203,7 +203,8 @@ class BinnedMLP(_BinnedNetwork):
     """`layers` hidden layers of `hidden_dim` on the raw counts of the last `lags` bins (the current one included).
 
     - `bin_s`, `window_s`: seconds; the latter only matters for continuous recordings.
-    - `dropout`: after each hidden layer; `unit_dropout`: upper end of the uniform draw of a trial's drop-out probability.
+    - `dropout`: after each hidden layer; `unit_dropout`: upper end of the uniform draw of each trial's
+      unit drop-out probability.
     - `training`: steps, batch size, learning rate and weight decay.
 
     >>> BinnedMLP(lags=4).lags
