@@ -4,7 +4,7 @@
     y   = W (q + XA(q, z_depth)) + w            each attention is followed by z + FFN(LN z), FFN = GEGLU of width 4 dim
 
 Spikes are those of the window [end - window_s, end): nothing after the end of the chunk is seen.  Attention is rotary
-in time, of values too: scores see R(t_k - t_q), and outputs are rotated back by the query's time.  This is the Transformer
+in time, of values too: scores see R(t_k - t_q), outputs are rotated back by the query's time.  This is the Transformer
 that a recurrent decoder is compared with: each step pays for the whole window, of which only the last chunk is new.
 Source: POYO, arXiv 2310.16046 (the defaults here are its 1.3 M parameter model).
 
@@ -142,7 +142,7 @@ class WindowDecoder(nn.Module):
     ) -> tuple[Float[Tensor, "n_queries n_outputs"], WindowState]:
         """Add the spikes of a chunk that ends at `end` (stream seconds), re-run the window `[end - window_s, end)`.
 
-        New spikes are sorted, follow the ones given before and lie before `end`.  Outputs are for times `at` (default `end`).
+        New spikes are sorted, follow those given before and lie before `end`.  Outputs are for `at` (default `end`).
         """
         new_times, new_units = np.asarray(times, np.float64), np.asarray(units, np.int64)
         start = end - self.window_s
