@@ -36,7 +36,7 @@ def _conditioned(p: KalmanParameters, z: np.ndarray) -> tuple[np.ndarray, np.nda
     """E and Cov of s_T given z_0..z_T from the joint Gaussian of all states and observations, written out."""
     steps, state = len(z), len(p.offset)
     mean, cov = [p.initial_mean], np.zeros((steps * state, steps * state))
-    for t in range(1, steps):
+    for _ in range(1, steps):
         mean.append(p.transition @ mean[-1] + p.offset)
     marginal = p.initial_covariance
     for t in range(steps):

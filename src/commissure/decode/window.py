@@ -304,4 +304,7 @@ def _attention(
     out = functional.scaled_dot_product_attention(
         queries.transpose(0, 1)[None], keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
     )
-    return _rotate(out[0].transpose(0, 1).contiguous(), rotation.conj()).flatten(1)
+    merged = out[0].transpose(0, 1).contiguous()
+    if merged.requires_grad:  # the backward pass needs what the attention gave
+        merged = merged.clone()
+    return _rotate(merged, rotation.conj()).flatten(1)
