@@ -97,6 +97,7 @@ def values_at(
     for row in np.unique(rows):
         here = rows == row
         bins = bin_index(times[here], recording.segments[row, 0], bin_s)
+        # the clip only absorbs rounding at the segment's edges: membership was decided by the segment
         values[here] = outputs[row][np.clip(bins, 0, len(outputs[row]) - 1)]
     return values
 
