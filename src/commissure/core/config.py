@@ -48,7 +48,11 @@ class Config(BaseModel):
 
 def _as_input_error(name: str, error: ValidationError) -> InputError:
     first = error.errors(include_url=False)[0]
-    location = ".".join(str(part) for part in first["loc"])
+    location = [name, *map(str, first["loc"])]
+    nested = first.get("ctx", {}).get("error")
+    if isinstance(nested, InputError):  # raised by a Config inside this one: its message, with the path from here
+        location += [part for part in nested.argument.split(".") if not part[:1].isupper()]
+        return InputError(".".join(location), nested.value, nested.allowed, nested.fix)
     known = "" if first["type"] != "extra_forbidden" else "remove it or correct its name"
     allowed = "no field of this name" if known else first["msg"][0].lower() + first["msg"][1:]
-    return InputError(f"{name}.{location}" if location else name, first["input"], allowed, known)
+    return InputError(".".join(location), first["input"], allowed, known)

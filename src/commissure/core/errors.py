@@ -57,9 +57,9 @@ class BudgetExceeded(CommissureError, RuntimeError):
 class BackendMissing(CommissureError, ImportError):
     """An optional package is not installed.
 
-    >>> raise BackendMissing("optuna", "optuna", "the Optuna sampler")
+    >>> raise BackendMissing("optuna", "optuna", "the sampler")
     Traceback (most recent call last):
-    commissure.core.errors.BackendMissing: the Optuna sampler needs 'optuna'; install it with: pip install 'commissure[optuna]'
+    commissure.core.errors.BackendMissing: the sampler needs 'optuna'; install it with: pip install 'commissure[optuna]'
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:

@@ -4,7 +4,8 @@
     y_t, S_t = step(x_t, S_{t-1})  x_t (batch, dim)
 
 A mixer is right when forward equals the scan of step, for any way of cutting the sequence; the eight laws are written
-in `tests/laws/test_mixer.py`.  A State is a NamedTuple whose fields are batch-first tensors or States.
+in `tests/laws/test_mixer.py`.  A State is a NamedTuple whose fields are batch-first tensors or
+States; a model with a variable number of layers holds a plain tuple of States.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def map_state(function: Callable[..., Tensor], state: State, *others: State) -> 
     """
     if isinstance(state, Tensor):
         return function(state, *others)
-    return type(state)(*(map_state(function, *parts) for parts in zip(state, *others, strict=True)))
+    parts = tuple(map_state(function, *parts) for parts in zip(state, *others, strict=True))
+    return type(state)(*parts) if hasattr(state, "_fields") else parts
 
 
 def scan(

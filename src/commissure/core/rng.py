@@ -26,7 +26,7 @@ def spawn(seed: int, *path: int | str) -> int:
     """
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
         raise InputError("seed", seed, "an integer >= 0")
-    words = [int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") for key in path]
+    words = [int.from_bytes(hashlib.sha256(repr(_plain(key)).encode()).digest()[:8], "little") for key in path]
     state = np.random.SeedSequence(int(seed), spawn_key=tuple(words)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
@@ -57,3 +57,12 @@ def isolated(seed: int, *path: int | str) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(spawn(seed, *path))
         yield
+
+
+def _plain(key: object) -> int | str:
+    """A path element as Python's own type: numpy's scalars have another repr, and would name another child."""
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return int(key)
+    if isinstance(key, str):
+        return str(key)
+    raise InputError("path", key, "integers and strings")

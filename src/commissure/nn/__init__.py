@@ -1,1 +1,30 @@
-"""Sequence mixers, one file each, and Stack."""
+"""Sequence mixers, one file each, and Stack, the one backbone and language model built from them.
+
+Every mixer keeps the contract of `commissure.core.mixer`: `init_state`, `step`, and `forward` = the scan of `step`.
+"""
+
+from commissure.nn.attention import Attention, AttentionState
+from commissure.nn.gru import GRU, GRUState
+from commissure.nn.mamba import Mamba, MambaState
+from commissure.nn.names import MixerFactory, mixer
+from commissure.nn.rotary import rotary_angles, rotate
+from commissure.nn.s4d import S4D, S4DState
+from commissure.nn.stack import Stack, StackConfig, StackState
+
+__all__ = [
+    "GRU",
+    "S4D",
+    "Attention",
+    "AttentionState",
+    "GRUState",
+    "Mamba",
+    "MambaState",
+    "MixerFactory",
+    "S4DState",
+    "Stack",
+    "StackConfig",
+    "StackState",
+    "mixer",
+    "rotary_angles",
+    "rotate",
+]

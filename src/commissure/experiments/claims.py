@@ -1,0 +1,151 @@
+"""Contract 6, the claim: a statement of a paper, a gate written before the run, and the module that measures it.
+
+`CLAIMS` is the table; every published number of this library comes from it.  A claim's module has
+`run(ctx: Context) -> Outcome`; it takes its sizes from `ctx.budget`, reports through `ctx.progress` and judges its rows
+with `ctx.judge`, which never passes on too few seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from commissure.core.errors import InputError
+from commissure.report.results import Bound, Budget, Row, Verdict
+
+__all__ = ["CLAIMS", "Bound", "Budget", "Claim", "Context", "Cost", "Outcome", "Row", "Verdict"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """CPU seconds a claim takes at each budget; 0 where it is not run at that budget."""
+
+    smoke: float
+    quick: float
+    full: float
+
+    def at(self, budget: Budget) -> float:
+        return {"smoke": self.smoke, "quick": self.quick, "full": self.full}[budget]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of the table; `quoted` is the paper's number as text, `exclusive` claims are timed alone.
+
+    >>> Claim("toy.sum", "arithmetic", "1 + 1 = 2", "2", (Bound("sum", at_most=2),), Cost(1, 1, 1), "toy").min_seeds
+    3
+    """
+
+    id: str
+    paper: str
+    statement: str
+    quoted: str
+    gate: tuple[Bound, ...]
+    cost: Cost
+    module: str
+    min_seeds: int = 3
+    exclusive: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.gate:
+            raise InputError(f"{self.id}.gate", self.gate, "at least one Bound, fixed before the run")
+        if self.min_seeds < 1:
+            raise InputError(f"{self.id}.min_seeds", self.min_seeds, "an integer >= 1")
+
+    def judge(self, rows: Sequence[Row], n_seeds: int) -> Verdict:
+        """PASS when every bound of the gate is met, else MISS; NOT CLAIMED below `min_seeds`."""
+        found = {row.key: row for row in rows}
+        missing = [bound.key for bound in self.gate if bound.key not in found]
+        if missing:
+            raise InputError(f"{self.id}.rows", sorted(found), f"rows for the keys of its gate, {missing} are missing")
+        is_met = all(bound.is_met(found[bound.key]) for bound in self.gate)
+        if n_seeds < self.min_seeds:
+            return "NOT CLAIMED"
+        return "PASS" if is_met else "MISS"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a claim's module returns; `figure` is inline SVG, `data` says what was measured on."""
+
+    rows: tuple[Row, ...]
+    verdict: Verdict
+    figure: str | None = None
+    n_seeds: int = 0
+    note: str = ""
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        keys = [row.key for row in self.rows]
+        if len(set(keys)) < len(keys):
+            raise InputError("rows", keys, "rows with different keys")
+
+
+def _silent(fraction: float, text: str) -> None:
+    """Progress for nobody."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a claim's module is given: how much to spend, its own claim, and whom to tell how far it is."""
+
+    budget: Budget
+    claim: Claim
+    progress: Callable[[float, str], None] = field(default=_silent)
+
+    def judge(self, rows: Sequence[Row], n_seeds: int) -> Verdict:
+        """The claim's verdict on these rows; see `Claim.judge`."""
+        return self.claim.judge(rows, n_seeds)
+
+
+_POSSM = "POSSM (arXiv 2506.05320)"
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        id="bridges.least_squares",
+        paper="this library",
+        statement="Ridge regression, a Gaussian process with a linear kernel, recursive least squares and a static "
+        "Kalman filter give one answer, and sum s/(s+lambda) is the trace of the hat matrix.",
+        quoted="exact identities",
+        gate=(Bound("worst", at_most=1e-10),),
+        cost=Cost(smoke=2, quick=5, full=20),
+        module="commissure.experiments.bridges_least_squares",
+    ),
+    Claim(
+        id="decode.latency",
+        paper=_POSSM,
+        statement="A chunk of spikes is decoded by the C++ engine in a small fraction of the time that eager torch or "
+        "re-running a window takes, and stays as fast after ten minutes.",
+        quoted="2.44 ms/chunk on an EPYC 7502 CPU",
+        gate=(
+            Bound("eager_over_cpp", at_least=12),
+            Bound("window_over_cpp", at_least=200),
+            Bound("p99_cpu_ms", at_most=0.5),
+            Bound("drift", at_most=1.2),
+        ),
+        cost=Cost(smoke=5, quick=20, full=120),
+        module="commissure.experiments.decode_latency",
+        exclusive=True,
+    ),
+    Claim(
+        id="decode.accuracy",
+        paper=_POSSM,
+        statement="On three real recordings of reaching monkeys, POSSM decodes hand velocity better than a tuned "
+        "Wiener filter and no worse than a well-regularized binned GRU.",
+        quoted="R² .9549 (center-out, C-CO16; other data)",
+        gate=(Bound("direct_minus_wiener", at_least=0.06), Bound("direct_minus_gru", at_least=-0.01)),
+        cost=Cost(smoke=8, quick=75, full=900),
+        module="commissure.experiments.decode_accuracy",
+        min_seeds=5,
+    ),
+    Claim(
+        id="decode.stream",
+        paper=_POSSM,
+        statement="Decoding spike by spike equals decoding the whole recording, and no chunk is lost when the computer "
+        "stalls for 200 ms.",
+        quoted="evaluated offline only",
+        gate=(Bound("max_error", at_most=1e-5), Bound("lost_chunks", at_most=0)),
+        cost=Cost(smoke=4, quick=10, full=40),
+        module="commissure.experiments.decode_stream",
+    ),
+)

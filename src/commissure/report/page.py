@@ -1,0 +1,59 @@
+"""The report as one self-contained HTML file: inline CSS and SVG, no script, nothing fetched."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+
+from commissure.core.errors import InputError
+from commissure.report.results import Entry, Report, Row, write_whole
+
+__all__ = ["MAX_BYTES", "render", "write"]
+
+MAX_BYTES = 1_500_000  # a report opens at once and can be mailed
+_MARKS = {"PASS": "✓", "MISS": "✗", "NOT CLAIMED": "~", "NOT RUN": "○", "ERROR": "!"}  # a verdict is never color alone
+_UNSAFE = re.compile(
+    r"<script|<foreignObject|<image|\son\w+\s*=|(?:href|src)\s*=\s*[\"'](?!#)|url\((?!#)", re.IGNORECASE
+)
+
+
+def render(report: Report) -> str:
+    """The page of a report; a figure that is not plain inline SVG raises `InputError`."""
+    import jinja2
+
+    for entry in report.entries:
+        _check_figure(entry)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"minus": _minus, "gate": _gate, "slug": lambda text: text.replace(".", "-")}
+    template = environment.from_string(resources.files(__package__).joinpath("page.html.jinja").read_text("utf-8"))
+    return template.render(report=report, marks=_MARKS)
+
+
+def write(report: Report, path: str | Path) -> Path:
+    """Write the page, whole or not at all; larger than `MAX_BYTES` raises `InputError`."""
+    text = render(report)
+    if (size := len(text.encode())) > MAX_BYTES:
+        raise InputError("report", f"{size} bytes as HTML", f"at most {MAX_BYTES}", "draw fewer points in the figures")
+    return write_whole(Path(path), text)
+
+
+def _check_figure(entry: Entry) -> None:
+    if entry.figure is None:
+        return
+    found = _UNSAFE.search(entry.figure)
+    if not entry.figure.lstrip().startswith("<svg") or found:
+        what = found[0] if found else entry.figure[:40]
+        raise InputError(f"{entry.id}.figure", what, "inline SVG without scripts or outside references", "use to_svg")
+
+
+def _minus(text: str) -> str:
+    """Typographic minus signs for numbers."""
+    return re.sub(r"(?<![\w.])-(?=[\d.])", "−", text)
+
+
+def _gate(entry: Entry, row: Row) -> list[tuple[str, bool]]:
+    """The inequalities on a row in words, and whether it meets them."""
+    return [(_minus(bound.text), bound.is_met(row)) for bound in entry.bounds_on(row)]

@@ -1,0 +1,36 @@
+"""A progress bar on stderr: rate, remaining time and the current loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["progress_bar"]
+
+
+@contextmanager
+def progress_bar(label: str, *, enabled: bool) -> Iterator[Callable[[int, int, float], None] | None]:
+    """Gives the function to call with (done, total, loss), or None where no bar is wanted."""
+    if not enabled:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(label),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=None, loss=float("nan"), rate="")
+
+        def report(done: int, total: int, loss: float) -> None:
+            speed = progress.tasks[task].speed
+            rate = f"{speed:.1f} steps/s" if speed else ""
+            progress.update(task, completed=done, total=total, loss=loss, rate=rate)
+
+        yield report

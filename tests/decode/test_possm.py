@@ -1,0 +1,249 @@
+"""POSSM: published sizes, streaming = offline, causality, time shifts, the k-window, files and bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commissure.core.errors import InputError, NotFittedError
+from commissure.core.mixer import map_state
+from commissure.decode.possm import POSSM
+from commissure.decode.presets import preset
+from commissure.decode.recording import SpikeRecording
+from commissure.decode.windows import collate, cut_window
+
+PRESETS, BACKBONES = ("possm-ss", "possm-direct"), ("gru", "s4d", "mamba")
+CHUNK_S = 0.05
+
+
+def make_recording(duration: float = 4.0, n_units: int = 9, seed: int = 0, rate: float = 12.0) -> SpikeRecording:
+    rng = np.random.default_rng(seed)
+    n = rng.poisson(duration * n_units * rate)
+    at = np.arange(0, duration, 0.02)
+    return SpikeRecording(
+        np.sort(rng.uniform(0, duration, n)),
+        rng.integers(0, n_units, n),
+        unit_ids=tuple(f"u{i}" for i in range(n_units)),
+        behavior=np.stack((np.sin(3 * at), np.cos(2 * at)), 1),
+        behavior_times=at,
+        session=f"session-{seed}",
+    )
+
+
+def make_model(name: str, backbone: str = "gru", *recordings: SpikeRecording, **changes: object) -> POSSM:
+    fields = preset(name).model.model_dump() | {"backbone": backbone, "auxiliary_dim": 0, "rnn_dim": 32} | changes
+    model = POSSM(**fields).double().eval()
+    for recording in recordings:
+        model.add_session(recording)
+    # weights far from their small initial values, so that every path carries signal
+    rng = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype))
+    return model
+
+
+@pytest.mark.parametrize(("backbone", "published"), [("gru", 405_440), ("s4d", 339_648), ("mamba", 612_544)])
+def test_published_parameter_counts(backbone: str, published: int) -> None:
+    model = POSSM.from_preset("possm-ss", backbone=backbone)
+    outside = ("unit_embedding", "session_embedding", "encoder.latent", "encoder.null_embedding", "readout.output")
+    counted = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(outside))
+    assert counted == published
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("block", [1, 7])
+def test_any_split_of_the_stream_equals_the_whole(name: str, backbone: str, block: int) -> None:
+    recording = make_recording(duration=2.03)
+    model = make_model(name, backbone, recording)
+    whole = model.predict(recording)
+    state, pieces = None, np.full_like(whole, np.nan)
+    for first in range(0, 41, block):
+        start, stop = first * CHUNK_S, min((first + block) * CHUNK_S, 2.03)
+        window = cut_window(recording, start, stop=stop, chunk_s=CHUNK_S)
+        outputs, state = model(collate([window], [0], [0]), state)
+        pieces[window.samples] = model.denormalize(outputs).detach().numpy()
+    np.testing.assert_allclose(pieces, whole, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_rows_of_a_batch_do_not_see_each_other_or_the_padding(name: str) -> None:
+    recording = make_recording()
+    model = make_model(name, "gru", recording)
+    spans = [(0.0, 1.0), (1.3, 1.55), (2.0, 3.9)]
+    windows = [cut_window(recording, start, stop=stop, chunk_s=CHUNK_S) for start, stop in spans]
+    together, state = model(collate(windows, [0] * 3, [0] * 3))
+    alone = [model(collate([window], [0], [0])) for window in windows]
+    torch.testing.assert_close(together, torch.cat([out for out, _ in alone]), rtol=0, atol=1e-11)
+    for i, (_, single) in enumerate(alone):
+        map_state(lambda a, b, i=i: torch.testing.assert_close(a[i : i + 1], b, rtol=0, atol=1e-11), state, single)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_outputs_depend_on_no_later_chunk(name: str, backbone: str) -> None:
+    recording = make_recording(duration=1.0)
+    model = make_model(name, backbone, recording)
+    window = cut_window(recording, 0.0, stop=1.0, chunk_s=CHUNK_S)
+    forecast = window._replace(query_offset=window.query_offset + 0.1)  # queries beyond their chunk
+    for cut in (window, forecast):
+        batch = collate([cut], [0], [0])
+        table = model.unit_table().detach()
+        per_spike = table[batch.tokens.unit].requires_grad_()
+        tokens = batch.tokens._replace(unit=torch.arange(len(per_spike)))
+        latents = model.encoder(tokens, per_spike).view(1, batch.n_chunks, -1)
+        hidden, _ = model.backbone(latents, lengths=batch.lengths)
+        context = torch.cat((torch.zeros(1, 2, hidden.shape[2], dtype=hidden.dtype), hidden), 1)
+        queries = batch.queries
+        outputs = model.readout(
+            context,
+            model.session_embedding[:1],
+            row=queries.row,
+            chunk=queries.chunk,
+            offset=queries.offset,
+            n_before=torch.zeros(1, dtype=torch.long),
+        )
+        for b in (4, 11):
+            (gradient,) = torch.autograd.grad(outputs[queries.chunk == b].sum(), per_spike, retain_graph=True)
+            size = gradient.abs().sum(1)
+            assert (size[batch.tokens.slot > b] == 0).all()
+            assert (size[batch.tokens.slot == b] > 0).all()
+            assert (size[batch.tokens.slot == b - 4] > 0).all()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("shift", [1e3, 1e6])
+def test_absolute_time_does_not_matter(name: str, shift: float) -> None:
+    recording = make_recording(duration=1.0)
+    later = SpikeRecording(
+        recording.times + shift,
+        recording.units,
+        unit_ids=recording.unit_ids,
+        behavior=recording.behavior,
+        behavior_times=recording.behavior_times + shift,
+        session=recording.session,
+    )
+    # the stream's own start, not the first spike's rounding, anchors the chunks
+    model = make_model(name, "gru", recording)
+    np.testing.assert_allclose(model.predict(later), model.predict(recording), rtol=0, atol=1e-6)
+
+
+def test_only_the_newest_hidden_states_reach_an_output_directly() -> None:
+    recording = make_recording(duration=1.0)
+    model = make_model("possm-ss", "gru", recording)
+    batch = collate([cut_window(recording, 0.0, stop=1.0, chunk_s=CHUNK_S)], [0], [0])
+    hidden = torch.randn(1, 2 + 20, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    queries = batch.queries
+
+    def outputs(context: torch.Tensor, n_before: int) -> torch.Tensor:
+        return model.readout(
+            context,
+            model.session_embedding[:1],
+            row=queries.row,
+            chunk=queries.chunk,
+            offset=queries.offset,
+            n_before=torch.tensor([n_before]),
+        )
+
+    reference, changed = outputs(hidden, 0), hidden.clone()
+    changed[:, : 2 + 10 - 2] = 0  # everything older than the three states of chunk 10
+    same = queries.chunk >= 10
+    assert torch.equal(outputs(changed, 0)[same], reference[same])
+    assert not torch.allclose(outputs(changed, 0)[~same], reference[~same])
+    prefix = hidden.clone()
+    prefix[:, :2] = 7.0  # before the stream began there are no states, whatever the memory holds
+    assert torch.equal(outputs(prefix, 0), reference)
+    assert not torch.allclose(outputs(prefix, 2)[queries.chunk == 0], reference[queries.chunk == 0])
+
+
+def test_long_recordings_keep_every_spike() -> None:
+    recording = make_recording(duration=60.0, n_units=5, rate=5.0)
+    model = make_model("possm-ss", "gru", recording)
+    before = model.predict(recording, at=np.array([5.0, 30.0]))
+    index = int(np.searchsorted(recording.times, 29.97))
+    units = recording.units.copy()
+    units[index : index + 3] = (units[index : index + 3] + 1) % 5
+    changed = SpikeRecording(
+        recording.times,
+        units,
+        unit_ids=recording.unit_ids,
+        behavior=recording.behavior,
+        behavior_times=recording.behavior_times,
+        session=recording.session,
+    )
+    after = model.predict(changed, at=np.array([5.0, 30.0]))
+    assert (after[0] == before[0]).all()
+    assert (after[1] != before[1]).all()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_save_and_load_are_bit_identical(name: str, tmp_path: Path) -> None:
+    recordings = [make_recording(seed=0), make_recording(seed=1, n_units=4)]
+    model = POSSM.from_preset(name, backbone="s4d", auxiliary_dim=0, seed=3)
+    for recording in recordings:
+        model.add_session(recording)
+    model.save(tmp_path / "model.safetensors")
+    loaded = POSSM.load(tmp_path / "model.safetensors")
+    for recording in recordings:
+        assert (loaded.predict(recording) == model.predict(recording)).all()
+    assert loaded.config == model.config
+    assert loaded.fit_config == model.fit_config
+
+
+def test_sessions_do_not_depend_on_the_order_they_came_in() -> None:
+    first, second = make_recording(seed=0), make_recording(seed=1)
+    a, b = POSSM.from_preset("possm-ss"), POSSM.from_preset("possm-ss")
+    for model, order in ((a, (first, second)), (b, (second, first))):
+        for recording in order:
+            model.add_session(recording)
+    # the tables hold the same rows in another order; batched matrix products may round differently
+    np.testing.assert_allclose(a.predict(first), b.predict(first), rtol=0, atol=1e-6)
+
+
+def test_a_factory_makes_the_backbone_and_is_needed_to_load(tmp_path: Path) -> None:
+    from commissure.nn import GRU
+
+    recording = make_recording()
+    model = POSSM(backbone=GRU, rnn_dim=16)
+    model.add_session(recording)
+    model.save(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="mixer"):
+        POSSM.load(tmp_path / "model.safetensors")
+    loaded = POSSM.load(tmp_path / "model.safetensors", mixer=GRU)
+    assert (loaded.predict(recording) == model.predict(recording)).all()
+
+
+def test_bad_input_is_named() -> None:
+    recording = make_recording()
+    model = POSSM.from_preset("possm-ss")
+    with pytest.raises(NotFittedError, match="fit"):
+        model.predict(recording)
+    model.add_session(recording)
+    with pytest.raises(InputError, match=r"session = 'session-5'.*session-0"):
+        model.predict(make_recording(seed=5))
+    with pytest.raises(InputError, match="unit_ids"):
+        model.predict(make_recording(n_units=4))
+    with pytest.raises(InputError, match=r"at = '99.0 \(index 1\)'"):
+        model.predict(recording, at=np.array([1.0, 99.0]))
+    with pytest.raises(InputError, match="one of possm-direct, possm-ss"):
+        POSSM.from_preset("possm-xl")
+    with pytest.raises(InputError, match=r"POSSMConfig.chunk_s = 0.0"):
+        POSSM(chunk_s=0.0)
+    with pytest.raises(InputError, match="out_dim=2"):
+        POSSM(out_dim=3).fit(recording)
+    with pytest.raises(InputError, match="window_s"):
+        model.fit(recording, config=model.fit_config.model_copy(update={"window_s": 10.0}))
+    with pytest.raises(InputError, match="recordings"):
+        model.fit([])
+
+
+def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    (tmp_path / "text").write_text("not a model")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for name in ("text", "missing", "other.safetensors"):
+        with pytest.raises(InputError, match="path"):
+            POSSM.load(tmp_path / name)
