@@ -1,6 +1,11 @@
-// The extension module: each kernel file adds its bindings here.
+// The extension module: each kernel has its own bindings file and is announced here.
 #include <nanobind/nanobind.h>
+
+namespace commissure {
+void bind_possm(nanobind::module_& m);
+}
 
 NB_MODULE(_kernels, m) {
     m.doc() = "C++ kernels of commissure; use them through commissure.native's doors.";
+    commissure::bind_possm(m);
 }

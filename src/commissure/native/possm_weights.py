@@ -1,8 +1,8 @@
 """The numbers one POSSM streaming engine needs for one session, already projected: plain float64 arrays.
 
 Symbols (D `latent`, R hidden width, H head width, F rotating frequencies, U units, P outputs, E and N Mamba's inner
-width and state): specs of each array are its jaxtyping shape; matrices are (output, input) as in `torch.nn.Linear`.
-Rotated pairs are interleaved, (2f, 2f + 1), on the first 2F dimensions; the angle at a relative time d is 2 pi d / period_f.
+width and state): the shape of each array is its annotation; matrices are (output, input) as in `torch.nn.Linear`.
+Rotated pairs are interleaved, (2f, 2f + 1), on the first 2F dimensions; the angle at time d is 2 pi d / period_f.
 
 Source: POSSM, arXiv 2506.05320, section 3; the projections per unit are exact algebra (one latent, fixed query time).
 """
@@ -121,9 +121,10 @@ LayerWeights = GRUWeights | S4DWeights | MambaWeights
 class PossmWeights:
     """Everything `PossmStep` needs; shapes are checked once, here.
 
-    encoder        "softmax": z = latent + out_weight o + out_bias, o = sum_n softmax_n(q R(d_n) k_n / sqrt(H)) R(d_n) v_n
+    encoder        "softmax": z = latent + out_weight o + out_bias, o = sum_n softmax_n(s) R(d_n) v_n,
+                   s_n = q R(d_n) k_n / sqrt(H)
                    "additive": z = latent + sum_n R(d_n) v_n, with `unit_value` (U, D) and no other encoder array
-    null_token     "empty": a chunk without spikes holds one null token at its start; "always": every chunk at its center
+    null_token     "empty": only a chunk without spikes holds a null token, at its start; "always": each, at its center
     unit_key, unit_value, null_key, null_value     projected keys and values, not rotated
     query          W_q LayerNorm(latent query); session_query the decoder's, W_q LayerNorm(session embedding)
     periods        seconds, one per rotated pair
