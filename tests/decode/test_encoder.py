@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from commissure.decode.encoder import SpikeEncoder, SpikeTokens, encode_padded_reference, segment_softmax
 from commissure.decode.rotary import RotaryTime, rotate
 

@@ -87,6 +87,4 @@ def bench_encoder(
 
     contenders = (lambda: run(encoder), lambda: run(lambda *x: encode_padded_reference(encoder, *x)))
     ragged, padded = (summary(s) for s in alternate(contenders, repeats=repeats))
-    return EncoderTiming(
-        dim, n_chunks, n, n_chunks * int(counts.max()), ragged, padded, padded.median / ragged.median
-    )
+    return EncoderTiming(dim, n_chunks, n, n_chunks * int(counts.max()), ragged, padded, padded.median / ragged.median)

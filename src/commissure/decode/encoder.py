@@ -79,9 +79,7 @@ class SpikeEncoder(nn.Module):
             self.key_value = nn.Linear(dim, 2 * HEAD_DIM, bias=False)
             self.out = nn.Linear(HEAD_DIM, dim)
 
-    def forward(
-        self, tokens: SpikeTokens, embedding: Float[Tensor, "units dim"]
-    ) -> Float[Tensor, "slots dim"]:
+    def forward(self, tokens: SpikeTokens, embedding: Float[Tensor, "units dim"]) -> Float[Tensor, "slots dim"]:
         """Latents of all chunks; `embedding` holds the unit rows (already divided by c for the additive encoder)."""
         pooled = self._pool_additive(tokens, embedding) if self.kind == "additive" else self._attend(tokens, embedding)
         z = self.latent + pooled
@@ -157,7 +155,7 @@ def segment_softmax(score: Float[Tensor, " n"], slot: Int[Tensor, " n"], n_slots
 def encode_padded_reference(
     encoder: SpikeEncoder, tokens: SpikeTokens, embedding: Float[Tensor, "units dim"]
 ) -> Float[Tensor, "slots dim"]:
-    """The softmax encoder in the padded layout of the public code: every spike its own key and value, masked softmax."""
+    """The softmax encoder in the public code's padded layout: each spike its own key and value, masked softmax."""
     tokens, embedding = encoder.with_null(tokens, embedding)
     order = torch.argsort(tokens.slot, stable=True)
     counts = torch.bincount(tokens.slot, minlength=tokens.n_slots)
