@@ -43,10 +43,12 @@ class S4DState(NamedTuple):
 
 
 class Discrete(NamedTuple):
-    """The discrete system: log|Abar| < 0, the angle of Abar, and Cbar."""
+    """The discrete system: Abar as log-magnitude (< 0) and angle and as a complex number, and Cbar."""
 
     log_magnitude: Float[Tensor, "dim modes"]
     angle: Float[Tensor, "dim modes"]
+    decay_real: Float[Tensor, "dim modes"]
+    decay_imag: Float[Tensor, "dim modes"]
     readout_real: Float[Tensor, "dim modes"]
     readout_imag: Float[Tensor, "dim modes"]
 
@@ -98,14 +100,16 @@ class S4D(nn.Module):
         dt = self.log_dt.exp()[:, None]
         real, imag = -self.log_decay.exp(), self.frequency
         log_magnitude, angle = dt * real, dt * imag
-        # (Abar - 1) without cancellation: |Abar| cos - 1 = expm1(log|Abar|) cos - 2 sin^2(angle / 2).
-        magnitude = log_magnitude.exp()
-        rise_real = torch.expm1(log_magnitude) * angle.cos() - 2 * (angle / 2).sin().square()
-        rise_imag = magnitude * angle.sin()
+        # Abar - 1 without cancellation (|dt A| may be 5e-4): |Abar| cos - 1 = expm1(log|Abar|) cos - 2 sin^2(angle/2).
+        fall, sine, cosine = torch.expm1(log_magnitude), (angle / 2).sin(), (angle / 2).cos()
+        bend = 2 * sine.square()
+        rise_real = fall * (1 - bend) - bend
+        rise_imag = (fall + 1) * (2 * sine * cosine)
         norm = real.square() + imag.square()
         b_real, b_imag = (rise_real * real + rise_imag * imag) / norm, (rise_imag * real - rise_real * imag) / norm
         c_real, c_imag = self.readout.unbind(-1)
-        return Discrete(log_magnitude, angle, c_real * b_real - c_imag * b_imag, c_real * b_imag + c_imag * b_real)
+        readout = c_real * b_real - c_imag * b_imag, c_real * b_imag + c_imag * b_real
+        return Discrete(log_magnitude, angle, rise_real + 1, rise_imag, *readout)
 
     def kernel(self, length: int) -> Float[Tensor, "dim length"]:
         """Impulse response 2 Re(C Bbar Abar^n), n = 0 .. length - 1, without the skip."""
@@ -116,13 +120,11 @@ class S4D(nn.Module):
         """One element in, one out: the recurrence."""
         check_step(x_t, self.dim, state)
         system = self.discretize()
-        magnitude = system.log_magnitude.exp()
-        a_real, a_imag = magnitude * system.angle.cos(), magnitude * system.angle.sin()
-        h_real, h_imag = state.modes.unbind(2)
-        real = a_real * h_real - a_imag * h_imag + x_t[:, :, None]
-        imag = a_real * h_imag + a_imag * h_real
-        v = 2 * (system.readout_real * real - system.readout_imag * imag).sum(-1) + self.skip * x_t
-        return self._output(v), S4DState(torch.stack([real, imag], 2))
+        turned = _turn(torch.stack([system.decay_real, system.decay_imag], 1), state.modes)
+        modes = torch.stack([turned[:, :, 0] + x_t[:, :, None], turned[:, :, 1]], 2)
+        weights = torch.stack([system.readout_real, -system.readout_imag], 1)
+        v = 2 * (weights * modes).sum((2, 3)) + self.skip * x_t
+        return self._output(v), S4DState(modes)
 
     def forward(
         self,
