@@ -37,11 +37,11 @@ def starts(log: list[str]) -> list[str]:
 
 
 def test_every_verdict_and_no_crash_spreads(toy_log: Log) -> None:
-    names = ("crash", "pass", "segfault", "miss", "raise", "few", "nothing", "print", "pass2")
+    names = ("crash", "pass", "segfault", "miss", "raise", "few", "nothing", "print", "figure", "pass2")
     report = runner.reproduce(claims=table(*names), budget="smoke", workers=2)
     assert verdicts(report) == {
         "crash": "ERROR", "pass": "PASS", "segfault": "ERROR", "miss": "MISS", "raise": "ERROR", "few": "NOT CLAIMED",
-        "nothing": "ERROR", "print": "PASS", "pass2": "PASS",
+        "nothing": "ERROR", "print": "PASS", "figure": "ERROR", "pass2": "PASS",
     }  # fmt: skip
     assert "exit code 7" in entry(report, "crash").note
     assert "SIGSEGV" in entry(report, "segfault").note

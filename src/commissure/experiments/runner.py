@@ -21,6 +21,7 @@ from typing import get_args
 
 from commissure.core.errors import InputError
 from commissure.experiments.claims import CLAIMS, Budget, Claim, Context, Outcome, Verdict
+from commissure.report.page import check_figure
 from commissure.report.results import Entry, Report, entry_from_json, entry_to_json
 from commissure.runs import (
     DeadlineExceeded,
@@ -182,6 +183,7 @@ def _measure(claim: Claim, budget: Budget) -> tuple[Outcome, float, float]:
     outcome = module.run(Context(budget, claim, notify))
     if not isinstance(outcome, Outcome):
         raise InputError(f"{claim.module}.run", type(outcome).__name__, "an Outcome")
+    check_figure(outcome.figure)  # here it costs one row, in the report it would cost them all
     if outcome.verdict in ("PASS", "MISS"):  # the gate decides, not the module
         outcome = replace(outcome, verdict=claim.judge(outcome.rows, outcome.n_seeds))
     return outcome, time.perf_counter() - wall, time.process_time() - cpu
