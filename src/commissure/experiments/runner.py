@@ -148,11 +148,12 @@ def _measured(
             lanes = workers if workers is not None else min(_cores(), len(todo))
             executor = stack.enter_context(IsolatedExecutor(lanes, on_notice=on_progress))
         for batch in batches:
-            for claim, entry in _run_batch(batch, budget, executor):
-                yield journal.write(claim, entry)
+            for finished in _run_batch(batch, budget, executor):
+                yield from [journal.write(claim, entry) for claim, entry in finished]  # all kept before any is shown
 
 
-def _run_batch(batch: Sequence[Claim], budget: Budget, executor: Executor) -> Iterator[tuple[Claim, Entry]]:
+def _run_batch(batch: Sequence[Claim], budget: Budget, executor: Executor) -> Iterator[list[tuple[Claim, Entry]]]:
+    """What finished since the last wait, in the order of the batch, until nothing is left."""
     limits = {claim.id: deadline_s(claim, budget) for claim in batch}
     begin = time.monotonic()
     pending: dict[Future, Claim] = {}
@@ -171,9 +172,10 @@ def _run_batch(batch: Sequence[Claim], budget: Budget, executor: Executor) -> It
             finished = set(pending)
             for future in finished:
                 future.cancel()
-        for future in finished:
-            claim = pending.pop(future)
-            yield claim, _entry(claim, future, limits[claim.id], time.monotonic() - begin)
+        waited = time.monotonic() - begin
+        done = [(future, claim) for future, claim in pending.items() if future in finished]
+        pending = {future: claim for future, claim in pending.items() if future not in finished}
+        yield [(claim, _entry(claim, future, limits[claim.id], waited)) for future, claim in done]
 
 
 def _measure(claim: Claim, budget: Budget) -> tuple[Outcome, float, float]:
