@@ -66,7 +66,9 @@ def test_bad_input_exits_2(toy: Toy) -> None:
     assert toy.run(["pass"], "--budget", "huge")[0] == 2
     assert toy.run(["pass"], "--workers", "0")[0] == 2
     assert toy.run(["pass"], "--wrokers", "1")[0] == 2
-    assert toy.starts() == []
+    (toy.folder / "file").touch()
+    assert toy.run(["pass"], "--report-dir", "file")[0] == 2
+    assert toy.starts() == [], "nothing ran"
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

@@ -37,11 +37,11 @@ def starts(log: list[str]) -> list[str]:
 
 
 def test_every_verdict_and_no_crash_spreads(toy_log: Log) -> None:
-    names = ("crash", "pass", "segfault", "miss", "raise", "few", "nothing", "print", "pass2")
+    names = ("crash", "pass", "segfault", "miss", "raise", "few", "nothing", "print", "figure", "pass2")
     report = runner.reproduce(claims=table(*names), budget="smoke", workers=2)
     assert verdicts(report) == {
         "crash": "ERROR", "pass": "PASS", "segfault": "ERROR", "miss": "MISS", "raise": "ERROR", "few": "NOT CLAIMED",
-        "nothing": "ERROR", "print": "PASS", "pass2": "PASS",
+        "nothing": "ERROR", "print": "PASS", "figure": "ERROR", "pass2": "PASS",
     }  # fmt: skip
     assert "exit code 7" in entry(report, "crash").note
     assert "SIGSEGV" in entry(report, "segfault").note
@@ -83,8 +83,9 @@ def test_exclusive_claims_run_alone_and_last(toy_log: Log) -> None:
     assert starts(toy_log())[3:] == ["slow_x1", "slow_x2"]
 
 
-def test_interrupted_reproduction_resumes_and_a_finished_one_starts_anew(toy_log: Log) -> None:
-    claims = table("pass", "pass2", "pass3")
+def test_interrupted_reproduction_resumes_and_a_finished_one_starts_anew(toy_log: Log, tmp_path: Path) -> None:
+    claims = table("pass", "pass2", "gated")
+    (tmp_path / "gate").touch()
 
     def interrupt(entry: Entry) -> None:
         if entry.id == "toy.pass2":
@@ -92,26 +93,29 @@ def test_interrupted_reproduction_resumes_and_a_finished_one_starts_anew(toy_log
 
     with pytest.raises(KeyboardInterrupt):
         runner.reproduce(claims=claims, budget="smoke", workers=1, on_entry=interrupt)
+    (tmp_path / "gate").unlink()
     seen: list[str] = []
     report = runner.reproduce(claims=claims, budget="smoke", workers=1, on_entry=lambda entry: seen.append(entry.id))
     assert set(verdicts(report).values()) == {"PASS"}
-    assert sorted(seen) == ["toy.pass", "toy.pass2", "toy.pass3"]
-    assert sorted(starts(toy_log())).count("pass") == sorted(starts(toy_log())).count("pass2") == 1
+    assert seen == ["toy.pass", "toy.pass2", "toy.gated"]
+    assert starts(toy_log()).count("pass") == starts(toy_log()).count("pass2") == 1
     before = len(starts(toy_log()))
     runner.reproduce(claims=claims, budget="smoke", workers=1)
     assert len(starts(toy_log())) == before + 3
 
 
-def test_other_budget_or_source_does_not_resume(toy_log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_budget_or_source_does_not_resume(toy_log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(entry: Entry) -> None:
         raise KeyboardInterrupt
 
+    (tmp_path / "gate").touch()
     with pytest.raises(KeyboardInterrupt):
-        runner.reproduce(claims=table("pass", "few"), budget="smoke", workers=1, on_entry=interrupt)
-    runner.reproduce(claims=table("pass", "few"), budget="quick", workers=1)
+        runner.reproduce(claims=table("pass", "gated"), budget="smoke", workers=1, on_entry=interrupt)
+    (tmp_path / "gate").unlink()
+    runner.reproduce(claims=table("pass", "gated"), budget="quick", workers=1)
     assert starts(toy_log()).count("pass") == 2
     monkeypatch.setattr(runner, "source_digest", lambda: "other")
-    runner.reproduce(claims=table("pass", "few"), budget="smoke", workers=1)
+    runner.reproduce(claims=table("pass", "gated"), budget="smoke", workers=1)
     assert starts(toy_log()).count("pass") == 3
 
 

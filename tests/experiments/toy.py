@@ -44,8 +44,9 @@ def run(ctx: Context) -> Outcome:
     if name.startswith("nothing"):
         return None  # type: ignore[return-value]
     log(f"{name} stop {os.getpid()}")
+    figure = "<svg><script></script></svg>" if name.startswith("figure") else None
     rows = (Row("x", "the number", value, value - 0.1, value + 0.1),)
-    return Outcome(rows, "PASS", n_seeds=n_seeds, data="toy data")
+    return Outcome(rows, "PASS", n_seeds=n_seeds, data="toy data", figure=figure)
 
 
 def log(line: str) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
+from commissure.core.errors import InputError
 from commissure.experiments.claims import CLAIMS, Budget, Claim
 from commissure.experiments.runner import OnEntry, OnProgress, select
 from commissure.experiments.runner import reproduce as run
@@ -54,6 +55,10 @@ def reproduce(
     from commissure.report.text import print_table
 
     chosen = select(claims, only)
+    try:
+        report_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("report_dir", str(report_dir), f"a folder that can be written ({error.strerror})") from None
     with _display(chosen, budget) as (on_progress, on_entry):
         report = run(
             claims=claims, only=only, budget=budget, workers=workers, on_progress=on_progress, on_entry=on_entry
