@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
 from commissure.core.errors import DegenerateError, InputError, NotFittedError
 from commissure.core.lsq import ridge_reference
+from commissure.decode.metrics import r2_score
 from commissure.decode.recording import SpikeRecording
 from commissure.decode.segments import fold_of_rows
 from commissure.decode.wiener import WienerFilter, _held_out_residuals, lagged_counts
@@ -26,14 +29,20 @@ def _recording(seed: int = 0, *, n_units: int = 6, lengths: tuple[int, ...] = LE
     return SpikeRecording.from_counts(counts, 0.1, behavior=behavior, session="s")
 
 
-def test_equals_closed_form_ridge() -> None:
+@pytest.mark.parametrize("transform", ["raw", "power", "sqrt", "zscored"])
+def test_equals_closed_form_ridge(transform: Literal["raw", "power", "sqrt", "zscored"]) -> None:
     recording, penalty, lags = _recording(), 2.5, 3
-    rows = [lagged_counts(segment.counts, lags) for segment in recording.binned(0.1)]
-    x, y = np.concatenate(rows), recording.behavior
+    counts = [segment.counts for segment in recording.binned(0.1)]
+    if transform == "zscored":
+        every = np.sqrt(np.concatenate(counts))
+        values = [(np.sqrt(c) - every.mean(0)) / every.std(0) for c in counts]
+    else:
+        values = [c ** {"raw": 1.0, "power": 0.75, "sqrt": 0.5}[transform] for c in counts]
+    x, y = np.concatenate([lagged_counts(v, lags) for v in values]), recording.behavior
     design = np.hstack([np.ones((len(x), 1)), x])
     prior = penalty * np.diag([0.0] + [1.0] * x.shape[1])
     expected = design @ np.linalg.solve(design.T @ design + prior, design.T @ y)
-    model = WienerFilter(lags=lags, penalty=penalty, transform="raw").fit(recording)
+    model = WienerFilter(lags=lags, penalty=penalty, transform=transform).fit(recording)
     np.testing.assert_allclose(model.predict(recording), expected, atol=1e-10)
     np.testing.assert_allclose(model.coefficients, ridge_reference(x, y, penalty=penalty).coefficients, atol=1e-10)
 
@@ -68,6 +77,21 @@ def test_held_out_residuals_equal_refitting_without_the_fold(n_features: int) ->
             held = folds == fold
             refit = ridge_reference(x[~held], y[~held], penalty=penalty)
             np.testing.assert_allclose(residual[held], y[held] - refit.predict(x[held]), atol=1e-10)
+
+
+def test_reported_score_is_that_of_refits_without_whole_trials() -> None:
+    recording = _recording(lengths=(3, 5, 4, 6, 2, 7, 5, 4, 3, 6))
+    selection = WienerFilter(lags=2, transform="sqrt", folds=5).fit(recording, seed=3).selection
+    segments = recording.binned(0.1)
+    trial = np.repeat(np.arange(10), [len(segment.counts) for segment in segments])
+    folds = fold_of_rows([len(segment.counts) for segment in segments], 5, seed=3)
+    assert all(len(set(folds[trial == t])) == 1 for t in range(10))
+    x = np.concatenate([lagged_counts(np.sqrt(segment.counts), 2) for segment in segments])
+    y, predictions = recording.behavior, np.empty_like(recording.behavior)
+    for fold in range(5):
+        held = folds == fold
+        predictions[held] = ridge_reference(x[~held], y[~held], penalty=selection.penalty).predict(x[held])
+    assert selection.score == pytest.approx(r2_score(y, predictions), abs=1e-10)
 
 
 def test_selection_finds_the_lag_and_reports_it() -> None:
