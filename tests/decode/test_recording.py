@@ -329,3 +329,23 @@ def test_load_refuses_what_is_not_a_recording(tmp_path: Any) -> None:
 def test_a_recording_travels_to_worker_processes() -> None:
     again = pickle.loads(pickle.dumps(_recording()))
     assert again.times.tolist() == _recording().times.tolist()
+
+
+def test_between_cuts_a_continuous_recording() -> None:
+    recording = SpikeRecording(
+        [0.1, 0.5, 0.9],
+        [0, 1, 0],
+        unit_ids=("a", "b"),
+        behavior=np.arange(10.0)[:, None],
+        behavior_times=np.arange(10) / 10,
+        session="s",
+        epochs={"reach": [[0.2, 0.7]]},
+    )
+    part = recording.between(0.4, 0.6)
+    assert part.times.tolist() == [0.5]
+    assert part.behavior[:, 0].tolist() == [4.0, 5.0]
+    np.testing.assert_allclose(part.epochs["reach"], [[0.4, 0.6]])
+    with pytest.raises(InputError, match="stop"):
+        recording.between(0.6, 0.4)
+    with pytest.raises(InputError, match="select_trials"):
+        SpikeRecording.from_counts([[[1]], [[1]]], 0.1, session="s").between(0.0, 1.0)

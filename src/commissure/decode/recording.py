@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -237,6 +237,25 @@ class SpikeRecording:
             epochs={name: _intersection(intervals, trials) for name, intervals in self.epochs.items()},
             auxiliary=None if self.auxiliary is None else self.auxiliary[samples],
             bin_s=self.bin_s,
+        )
+
+    def between(self, start: float, stop: float) -> SpikeRecording:
+        """The part of a continuous recording in `[start, stop)` (seconds); epochs are cut to it."""
+        if self.trials is not None:
+            raise InputError("recording", "a recording with trials", "a continuous one", "use select_trials")
+        if not start < stop:
+            raise InputError("stop", stop, f"a time after start = {start} (seconds)")
+        span = np.array([[start, stop]])
+        spikes = (self.times >= start) & (self.times < stop)
+        samples = (self.behavior_times >= start) & (self.behavior_times < stop)
+        return replace(
+            self,
+            times=self.times[spikes],
+            units=self.units[spikes],
+            behavior=self.behavior[samples],
+            behavior_times=self.behavior_times[samples],
+            epochs={name: _intersection(intervals, span) for name, intervals in self.epochs.items()},
+            auxiliary=None if self.auxiliary is None else self.auxiliary[samples],
         )
 
     @classmethod
