@@ -31,7 +31,7 @@ def _recording(**changes: Any) -> SpikeRecording:
 # oracle 12 of the method's specification: edges
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     n=st.integers(0, 1_000_000),
     bin_s=st.sampled_from([0.02, 0.05, 0.1]),
@@ -56,7 +56,7 @@ def test_edges_hold_in_unix_time() -> None:
     assert bin_index(start + 0.05 * np.arange(1000), start, 0.05).tolist() == list(range(1000))
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(
     cells=st.lists(st.tuples(st.integers(0, 399), st.sampled_from([0.0, 0.3, 0.999])), min_size=1, max_size=60),
     bin_s=st.sampled_from([0.02, 0.05, 0.1]),
@@ -152,7 +152,7 @@ def test_select_trials_needs_trials() -> None:
 # counts
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5),
     bin_s=st.sampled_from([0.02, 0.05, 0.1]),

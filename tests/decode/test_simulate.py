@@ -81,7 +81,7 @@ def test_refractoriness_is_the_stated_hazard() -> None:
         assert abs((intervals > tau).mean() - survival(tau)) < 0.005
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     counts=st.lists(st.integers(0, 40), min_size=1, max_size=5),
     rate=st.sampled_from([20.0, 150.0, 2000.0]),

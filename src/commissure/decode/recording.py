@@ -180,15 +180,18 @@ class SpikeRecording:
         A bin without behavior samples is nan.  Every spike inside a segment is counted exactly once.
         """
         _check_bin(bin_s)
-        spike_rows, sample_rows = self.segment_index(self.times), self.segment_index(self.behavior_times)
+        spikes, samples = self._within(self.times), self._within(self.behavior_times)
         return [
-            self._binned_segment(start, stop, bin_s, spike_rows == row, sample_rows == row)
+            self._binned_segment(start, stop, bin_s, slice(*spikes[row]), slice(*samples[row]))
             for row, (start, stop) in enumerate(self.segments.tolist())
         ]
 
-    def _binned_segment(
-        self, start: float, stop: float, bin_s: float, spikes: np.ndarray, samples: np.ndarray
-    ) -> BinnedSegment:
+    def _within(self, times: np.ndarray) -> list[tuple[int, int]]:
+        """For each segment the slice of the sorted `times` whose `segment_index` it is."""
+        edges = np.searchsorted(times + _edge(times, 0.0), self.segments, side="left")
+        return [(int(first), int(last)) for first, last in edges]
+
+    def _binned_segment(self, start: float, stop: float, bin_s: float, spikes: slice, samples: slice) -> BinnedSegment:
         n_bins = bin_count(start, stop, bin_s)
         # the clips only absorb the rounding of n * bin_s against `stop`: membership was decided by the segment
         rows = np.clip(bin_index(self.times[spikes], start, bin_s), 0, n_bins - 1)
