@@ -71,7 +71,9 @@ def simulate(
 
     (recording,) = simulate_reaching(task, n_units=n_units, duration_s=duration_s, timing=timing, seed=seed)
     recording.save(output)
-    _print(f"{output}: {len(recording.times):,} spikes of {n_units} units in {duration_s:g} s, session {recording.session}")
+    _print(
+        f"{output}: {len(recording.times):,} spikes of {n_units} units in {duration_s:g} s, session {recording.session}"
+    )
 
 
 @app.command

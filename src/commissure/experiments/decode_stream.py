@@ -9,6 +9,7 @@ readouts skipped and counted, and what follows must equal the stream without the
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +75,7 @@ def stream(model: POSSM, recording: SpikeRecording, *, stall: bool) -> Streamed:
     decoder.reset(start)
     edges = start + PACKET_S * np.arange(1 + int(np.floor((stop - start) / PACKET_S + 1e-6)))
     predictions = []
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in itertools.pairwise(edges):
         inside = (recording.times >= first) & (recording.times < last)
         decoder.push(recording.times[inside], recording.units[inside])
         if stall and STALL_AT_S <= last - start < STALL_AT_S + STALL_S - 1e-9:
