@@ -197,6 +197,8 @@ def _serve(pipe: Connection) -> None:
 def _pickled_error(error: BaseException) -> Any:
     trace = "".join(traceback.format_exception(error))
     try:
+        if not isinstance(error, Exception):
+            raise TypeError("SystemExit and KeyboardInterrupt of a worker must not end the parent")
         answer = ForkingPickler.dumps(("error", error, trace))
         ForkingPickler.loads(answer)  # some exceptions pickle but do not come back
     except Exception:
