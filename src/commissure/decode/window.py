@@ -69,9 +69,6 @@ class WindowDecoder(nn.Module):
     (1, 2)
     """
 
-    frequencies: Tensor
-    latent_times: Tensor
-
     def __init__(
         self,
         n_units: int,
@@ -103,8 +100,9 @@ class WindowDecoder(nn.Module):
         self.n_units, self.n_outputs, self.window_s, self.groups = n_units, n_outputs, window_s, groups
         periods = torch.logspace(math.log10(t_min), math.log10(t_max), _ROTATED // 2, dtype=torch.float64)
         centers = (torch.arange(groups, dtype=torch.float64) + 0.5) * group_s
-        self.register_buffer("frequencies", 1 / periods, persistent=False)
-        self.register_buffer("latent_times", centers.repeat_interleave(latents_per_group), persistent=False)
+        # plain attributes, not buffers: module.float() would round them, and at 1e4 turns every digit counts
+        self.frequencies = 1 / periods
+        self.latent_times = centers.repeat_interleave(latents_per_group)
         with isolated(seed, "init"):
             self.unit_embedding = nn.Parameter(0.02 * torch.randn(n_units, dim))
             self.latents = nn.Parameter(0.02 * torch.randn(latents_per_group, dim))
@@ -193,7 +191,7 @@ class WindowDecoder(nn.Module):
                 asked = queries[chunks == chunk]
                 # an edge met by tolerance may lie a rounding past the chunk's end; it belongs to the next chunk
                 out, state = self.step(spikes[used:last], units[used:last], state, end=end, at=times[asked])
-                values[asked], used = out.double().numpy(), last
+                values[asked], used = out.double().cpu().numpy(), last
         return values
 
     def _constants(self) -> _Constants:
@@ -206,7 +204,7 @@ class WindowDecoder(nn.Module):
         """exp(2 pi i t f): whole turns are removed in float64, the rest keeps its digits in float32."""
         turns = torch.outer(times, self.frequencies)
         angle = (turns - turns.floor()).to(self.latents.dtype) * (2 * math.pi)
-        return torch.complex(angle.cos(), angle.sin())
+        return torch.complex(angle.cos(), angle.sin()).to(self.latents.device)
 
     def _decode(
         self,
@@ -217,7 +215,7 @@ class WindowDecoder(nn.Module):
     ) -> Float[Tensor, "n_queries n_outputs"]:
         z, rotation = constants.latents, constants.latent_rotation
         if times.numel():
-            spikes = _rotate(constants.unit_keys_values.index_select(0, units), self._rotation(times))
+            spikes = _rotate(constants.unit_keys_values.index_select(0, units.to(z.device)), self._rotation(times))
             z = z + self.encoder.attend(constants.latent_queries, spikes, rotation)
         z = z + self.encoder_ffn(z)
         for block in self.blocks:
