@@ -197,7 +197,7 @@ def _chunks(
     modes: Tensor | None,
     system: Discrete,
     powers: Float[Tensor, "dim 2 modes lags"],
-    response: Float[Tensor, "dim lags"],
+    response: Float[Tensor, "dim longest"],
 ) -> tuple[Float[Tensor, "dim batch time"], Float[Tensor, "batch dim 2 modes"]]:
     """Chunks of `length`: outputs inside each, then the states between them, then what those states add."""
     dim, batch, time = signal.shape

@@ -12,10 +12,10 @@ sqrt(2 blocks) (Radford et al. 2019); mixers keep their own.
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -266,7 +266,7 @@ class Stack(nn.Module):
         save_file(weights, str(path), metadata={"format": _FORMAT, "config": self.config.model_dump_json()})
 
     @classmethod
-    def load(cls, path: str | Path, *, mixer: MixerFactory | None = None) -> Self:
+    def load(cls, path: str | Path, *, mixer: MixerFactory | None = None) -> Stack:
         """Read a checkpoint of `save`; `mixer` makes the blocks it stores no name for.
 
         Raises `InputError` for a file that is not one, or whose weights do not fit its configuration.
@@ -285,8 +285,8 @@ class Stack(nn.Module):
         model.load_state_dict(weights, assign=True)
         return model
 
-    def _blocks(self) -> list[Block]:
-        return cast(list[Block], self.blocks)
+    def _blocks(self) -> Iterable[Block]:
+        return cast(Iterable[Block], self.blocks)
 
     def _starts(self, batch: int) -> Float[Tensor, "batch dim"]:
         if self.config.vocab is None or not self.config.start_token:
