@@ -25,7 +25,7 @@ ENGINES = ("c++", "torch")
 TICK = 2.0**-15  # sampling interval: its multiples are exact in float64 at any origin used here
 
 
-def recording(*, t0: float = 0.0, seed: int = 0, n: int = 600) -> SpikeRecording:
+def recording(*, t0: float = 0.0, seed: int = 0, n: int = 600, session: str = "monday") -> SpikeRecording:
     rng = np.random.default_rng(seed)
     times = np.sort(rng.integers(0, int(CHUNKS * CHUNK / TICK), n)) * TICK
     times = times[(times < 0.4) | (times >= 0.55)]  # three empty chunks
@@ -36,7 +36,7 @@ def recording(*, t0: float = 0.0, seed: int = 0, n: int = 600) -> SpikeRecording
         unit_ids=tuple(f"unit-{i}" for i in range(UNITS)),
         behavior=rng.normal(size=(at.size, 2)),
         behavior_times=t0 + at,
-        session="monday",
+        session=session,
         trials=np.array([[t0, t0 + CHUNKS * CHUNK]]),
     )
 
@@ -46,7 +46,8 @@ def model(preset: str = "possm-ss", *, backbone: Any = "gru", double: bool = Tru
     if t_min is not None:
         made = POSSM(**{**made.config.model_dump(), "t_min": t_min})
     made = made.double() if double else made
-    made.add_session(recording(seed=7))
+    for session in ("sunday", "monday", "tuesday"):
+        made.add_session(recording(seed=7, session=session))
     with torch.no_grad():  # published embeddings are small; at this size every part of the network matters
         made.unit_embedding.normal_(generator=torch.Generator().manual_seed(0))
         made.session_embedding.normal_(generator=torch.Generator().manual_seed(1))
@@ -386,7 +387,7 @@ def test_bad_arguments(gru: POSSM) -> None:
         with pytest.raises(InputError, match=name):
             decoder(gru, **options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="session"):
-        StreamingDecoder(gru, session="tuesday")
+        StreamingDecoder(gru, session="friday")
     stream = decoder(gru)
     for call, name in (
         (lambda: stream.poll(np.nan), "now"),
