@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Float64, Int64
+from numpy.typing import ArrayLike
 from scipy.special import erf, expit
 
 from commissure.core.errors import InputError
@@ -197,7 +198,7 @@ class PossmStepReference:
         return (w.readout_weight @ y + w.readout_bias) * w.output_scale + w.output_mean
 
 
-def check_times(name: str, times: Sequence[float]) -> Float64[Array, " times"]:
+def check_times(name: str, times: ArrayLike) -> Float64[Array, " times"]:
     """Finite float64 times; raises InputError with the first bad index."""
     array = np.array(times, dtype=np.float64, ndmin=1)
     if array.ndim != 1:

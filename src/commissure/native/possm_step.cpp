@@ -400,7 +400,6 @@ class Engine final : public PossmStep {
             mass *= fade;
             top = highest;
         }
-        for (int s = count; s < padded<T>(count); ++s) weight[s] = top;
         for (int s = 0; s < count; s += L) store(weight + s, exp_v<T>(commissure::load(weight + s) - top));
         T added = 0;
         for (int s = 0; s < count; ++s) added += weight[s];
@@ -442,7 +441,7 @@ class Engine final : public PossmStep {
     void encode() {
         using commissure::load;
         if (m.softmax) {
-            if (spikes == 0 && !m.null_always) take_null();
+            if (spikes == 0) take_null();
             const T inverse = T(1) / mass;
             for (int i = 0; i < m.token.size; i += L) store(total + i, load(total + i) * inverse);
             m.out.apply(total, m.base, latent);
@@ -489,7 +488,6 @@ class Engine final : public PossmStep {
                 attention[j] = dot<T>(row + j * stride, slot(j), S);
                 highest = attention[j] > highest ? attention[j] : highest;
             }
-            for (int j = contexts; j < padded<T>(contexts); ++j) attention[j] = highest;
             for (int j = 0; j < contexts; j += L) store(attention + j, exp_v<T>(load(attention + j) - highest));
             T sum_of = 0;
             for (int j = 0; j < contexts; ++j) sum_of += attention[j];

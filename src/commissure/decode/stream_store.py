@@ -1,0 +1,110 @@
+"""A stream's state as arrays, and its safetensors file.
+
+The file holds the arrays of `StreamState` by name, `engine.*` the engine's own, and in its metadata the format and a
+SHA-256 digest of the weights, so that a state cannot go on in another model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from commissure.core.errors import InputError
+from commissure.decode.torch_step import TorchStep, TorchStepState
+from commissure.native.possm import PossmState, PossmStep
+
+__all__ = ["StreamState", "model_digest", "read_state", "write_state"]
+
+FORMAT = "commissure.StreamState/1"
+
+
+class StreamState(NamedTuple):
+    """A stream between any two calls: clock, engine, queued spikes (seconds from t0), pairs seen, counters."""
+
+    t0: float
+    chunk: int
+    engine: PossmState | TorchStepState
+    queue_units: Int[np.ndarray, " queued"]
+    queue_chunks: Int[np.ndarray, " queued"]
+    queue_times: Float[np.ndarray, " queued"]
+    seen: Float[np.ndarray, "pairs 3"]
+    counters: Int[np.ndarray, " counters"]
+    latencies: Int[np.ndarray, " bins"]
+    largest_us: float
+
+
+def model_digest(engine: PossmStep | TorchStep) -> str:
+    """SHA-256 of everything the engine computes with."""
+    digest = hashlib.sha256()
+    if isinstance(engine, TorchStep):
+        parts: Iterator[tuple[str, Any]] = iter(sorted(engine.model.state_dict().items()))
+        digest.update(f"{engine.session} {engine.model.config.model_dump_json()}".encode())
+        for name, tensor in parts:
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    else:
+        for name, value in _leaves(engine.weights):
+            digest.update(name.encode() + (value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()))
+    return digest.hexdigest()
+
+
+def write_state(path: str | os.PathLike[str], state: StreamState, digest: str) -> None:
+    """Write the state; an existing file is replaced in one step."""
+    arrays = {name: np.asarray(value) for name, value in state._asdict().items() if name != "engine"}
+    for name, value in state.engine._asdict().items():
+        if isinstance(value, tuple):
+            arrays |= {f"engine.{name}.{i}": array for i, array in enumerate(value)}
+        else:
+            arrays[f"engine.{name}"] = np.asarray(value)
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    metadata = {"format": FORMAT, "engine": type(state.engine).__name__, "digest": digest}
+    try:
+        save_file({name: np.array(a, order="C") for name, a in arrays.items()}, partial, metadata=metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_state(path: str | os.PathLike[str], digest: str) -> StreamState:
+    """Read a file of `write_state`; InputError for another format or another model."""
+    try:
+        with safe_open(str(path), "np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError("path", str(path), "a readable safetensors file", str(error)) from None
+    if metadata.get("format") != FORMAT:
+        raise InputError("path", str(path), f"a file written by StreamingDecoder.save ({FORMAT})")
+    if metadata.get("digest") != digest:
+        raise InputError(
+            "path", str(path), "a state of this model, session and kind of engine", "load it where it was saved"
+        )
+    own = {name.removeprefix("engine."): a for name, a in arrays.items() if name.startswith("engine.")}
+    engine: PossmState | TorchStepState
+    if metadata.get("engine") == "TorchStepState":
+        tensors = tuple(own[f"tensors.{i}"] for i in range(len(own) - 2))
+        engine = TorchStepState(own["units"], own["offsets"], tensors)
+    else:
+        engine = PossmState(**{name: a.item() if a.ndim == 0 else a for name, a in own.items()})
+    rest = {name: arrays[name] for name in StreamState._fields if name != "engine"}
+    return StreamState(engine=engine, **{name: a.item() if a.ndim == 0 else a for name, a in rest.items()})
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if is_dataclass(value):
+        for field in fields(value):
+            yield from _leaves(getattr(value, field.name), f"{name}.{field.name}")
+    elif isinstance(value, tuple):
+        for i, part in enumerate(value):
+            yield from _leaves(part, f"{name}.{i}")
+    else:
+        yield name, value
