@@ -1,4 +1,4 @@
-"""Fitting a POSSM: it learns, repeats itself exactly, stops early, weighs intervals, and leaves the global state alone."""
+"""Fitting a POSSM: it learns, repeats itself, stops early, weighs intervals, leaves the global state alone."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from commissure.decode.possm import POSSM, POSSMState
 from commissure.decode.presets import FitConfig, POSSMConfig
 from commissure.decode.recording import SpikeRecording
 from commissure.decode.simulate import simulate_reaching
+from commissure.decode.streaming import Prediction, StreamingDecoder
 from commissure.decode.unit_dropout import UnitDropout, UnitDropoutRate
 from commissure.decode.wiener import WienerFilter
 from commissure.decode.window import WindowDecoder
@@ -27,7 +28,9 @@ __all__ = [
     "KalmanFilter",
     "POSSMConfig",
     "POSSMState",
+    "Prediction",
     "SpikeRecording",
+    "StreamingDecoder",
     "UnitDropout",
     "UnitDropoutRate",
     "WienerFilter",

@@ -114,10 +114,9 @@ def _layer(mixer: nn.Module) -> LayerWeights:
         return GRUWeights(**{name: _numpy(cell[f"{name}_l0"]) for name in names})
     if isinstance(mixer, S4D):
         system = mixer.discretize()
-        magnitude = system.log_magnitude.exp()
         return S4DWeights(
-            a_re=_numpy(magnitude * system.angle.cos()),
-            a_im=_numpy(magnitude * system.angle.sin()),
+            a_re=_numpy(system.decay_real),
+            a_im=_numpy(system.decay_imag),
             c_re=_numpy(system.readout_real),
             c_im=_numpy(system.readout_imag),
             skip=_numpy(mixer.skip),
