@@ -76,6 +76,14 @@ class StreamingDecoder:
 
     The model is copied: training it further does not change a running stream.  One thread may push while another polls.
     The stream starts at `t0 = 0`; `reset(t0)` starts a new one.
+
+    >>> from commissure.decode.recording import SpikeRecording
+    >>> model = POSSM.from_preset("possm-ss")
+    >>> model.add_session(SpikeRecording.from_counts(np.ones((4, 3), int), 0.05, session="demo"))
+    >>> stream = StreamingDecoder(model, session="demo")
+    >>> stream.push([0.012, 0.031], [0, 2])
+    >>> stream.poll(0.049) is None, stream.poll(0.05).values.shape
+    (True, (5, 2))
     """
 
     def __init__(
