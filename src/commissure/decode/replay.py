@@ -68,7 +68,8 @@ def replay_stream(
     model.add_known(recording)
     decoder = StreamingDecoder(model, session=recording.session, engine=engine)
     decoder.warmup()
-    begin, latencies = time.perf_counter(), []
+    begin = time.perf_counter()
+    latencies: list[float] = []
     finished: Counter[str] = Counter()
 
     def summary() -> ReplaySummary:

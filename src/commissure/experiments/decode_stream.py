@@ -3,8 +3,8 @@
 The recording is one MC-Maze trial (182 units, 3.2 s, 1 ms spike times); the weights are untrained and of fixed seeds:
 nothing is claimed about accuracy.  Online: the C++ engine in single precision, fed in 10 ms packets.  Offline: the
 torch model in double precision on the whole recording.  The error is the largest difference of the outputs in the
-model's own units, standard deviations of the behavior.  Then the computer stalls for 200 ms: every chunk must still be encoded, the stale
-readouts skipped and counted, and what follows must equal the stream without the stall.
+model's own units, standard deviations of the behavior.  Then the computer stalls for 200 ms: every chunk must still be
+encoded, the stale readouts skipped and counted, and what follows must equal the stream without the stall.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Streamed(NamedTuple):
 def run(ctx: Context) -> Outcome:
     """Compare online and offline for every preset, backbone and seed; stall once in each."""
     recording, data, note = _recording()
-    n_seeds, errors, after, lost, wrong = _SEEDS[ctx.budget], {}, 0.0, 0, 0
+    n_seeds, after, lost, wrong = _SEEDS[ctx.budget], 0.0, 0, 0
+    errors: dict[tuple[str, str], float] = {}
     example: tuple[np.ndarray, np.ndarray] | None = None
     relative = 0.0
     for seed in range(n_seeds):
