@@ -136,8 +136,8 @@ def untrained(*, backbone: str = "gru", n_units: int = N_UNITS, seed: int = 0) -
     """A `possm-ss` with untrained weights that knows one session, "bench"."""
     model = POSSM.from_preset("possm-ss", backbone=backbone, seed=seed)
     ids = tuple(f"unit-{i}" for i in range(n_units))
-    none = np.zeros((1, n_units), np.int64)
-    blank = SpikeRecording.from_counts(none, 0.05, behavior=np.zeros((1, 2)), unit_ids=ids, session="bench")
+    once = np.ones((1, n_units), np.int64)
+    blank = SpikeRecording.from_counts(once, 0.05, behavior=np.zeros((1, 2)), unit_ids=ids, session="bench")
     model.add_session(blank)
     return model.eval()
 
