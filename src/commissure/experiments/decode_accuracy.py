@@ -41,18 +41,29 @@ class Sizes(NamedTuple):
 
 _SESSIONS = ("chewie-2013-10-03", "chewie-2013-12-19", "mihi-2014-03-03")
 _TIMING_SEEDS = 3  # the finest bins make the GRU slow
-_FIRST = ("possm-direct", "GRU", "Wiener")
+_FIRST = ("possm-direct", "GRU", "MLP", "Kalman", "Wiener")
 _SIZES: dict[Budget, Sizes] = {
     "smoke": Sizes(_SESSIONS[1:2], 1, _FIRST, 20, False),
     "quick": Sizes(_SESSIONS[1:2], 3, _FIRST, None, False),
-    "full": Sizes(_SESSIONS, 5, (*_FIRST, "possm-ss", "MLP", "Kalman"), None, True),
+    "full": Sizes(_SESSIONS, 5, (*_FIRST, "possm-ss"), None, True),
 }
+
+
+class Example(NamedTuple):
+    """Some test trials of one session, nan between them: seconds end to end, horizontal velocity."""
+
+    session: str
+    times: np.ndarray
+    measured: np.ndarray
+    decoded: np.ndarray
 
 
 class Decoder(Protocol):
     """What every contender offers."""
 
     def fit(self, recordings: SpikeRecording, *, seed: int = 0) -> object: ...
+
+    def predict(self, recording: SpikeRecording) -> np.ndarray: ...
 
     def score(self, recording: SpikeRecording) -> float: ...
 
@@ -63,7 +74,7 @@ def run(ctx: Context) -> Outcome:
     sessions, data, reason = _load(sizes.sessions)
     n_fits = len(sessions) * sizes.n_seeds * len(sizes.methods)
     scores: dict[str, np.ndarray] = {m: np.zeros((sizes.n_seeds, len(sessions))) for m in sizes.methods}
-    done = 0
+    done, example = 0, None
     for j, (name, recording) in enumerate(sessions.items()):
         for seed in range(sizes.n_seeds):
             train, test = split(recording, seed)
@@ -71,15 +82,17 @@ def run(ctx: Context) -> Outcome:
                 decoder = make(method, recording, bin_s=0.1, seed=seed, steps=sizes.steps)
                 decoder.fit(train, seed=seed)
                 scores[method][seed, j] = decoder.score(test)
+                if method == "possm-direct" and example is None:
+                    example = _example(decoder, test)
                 done += 1
                 ctx.progress(done / n_fits * (0.7 if sizes.beyond else 1.0), f"{name}, seed {seed}, {method}")
     rows = _rows(scores, list(sessions))
     if sizes.beyond:
         rows += _beyond(ctx, sizes.n_seeds)
     note = reason if ctx.budget == "full" else f"one session, seeds: {sizes.n_seeds}. {reason}"
-    return Outcome(
-        tuple(rows), ctx.judge(rows, sizes.n_seeds), _figure(scores, list(sessions)), sizes.n_seeds, note, data
-    )
+    assert example is not None
+    picture = _figure(scores, list(sessions), example)
+    return Outcome(tuple(rows), ctx.judge(rows, sizes.n_seeds), picture, sizes.n_seeds, note, data)
 
 
 def split(recording: SpikeRecording, seed: int) -> tuple[SpikeRecording, SpikeRecording]:
@@ -107,6 +120,20 @@ def make(method: str, recording: SpikeRecording, *, bin_s: float, seed: int, ste
     if steps is not None:
         network.training = network.training.model_copy(update={"steps": steps})
     return network
+
+
+def _example(decoder: Decoder, test: SpikeRecording) -> Example:
+    """The first trials of about 10 s."""
+    assert test.trials is not None
+    n = int(np.searchsorted(np.diff(test.trials, axis=1).ravel().cumsum(), 10.0)) or 1
+    shown = test.select_trials(np.arange(min(n, len(test.trials))))
+    decoded, trial = decoder.predict(shown), shown.segment_index(shown.behavior_times)
+    step = float(np.median(np.diff(shown.behavior_times)))
+    places = np.arange(len(trial)) + trial  # one empty place between trials
+    times, measured, estimate = (np.full(places[-1] + 1, np.nan) for _ in range(3))
+    times[:] = np.arange(places[-1] + 1) * step
+    measured[places], estimate[places] = shown.behavior[:, 0], decoded[:, 0]
+    return Example(shown.session, times, measured, estimate)
 
 
 def _load(names: tuple[str, ...]) -> tuple[dict[str, SpikeRecording], str, str]:
@@ -202,15 +229,25 @@ def _beyond(ctx: Context, n_seeds: int) -> list[Row]:
     return rows
 
 
-def _figure(scores: dict[str, np.ndarray], sessions: list[str]) -> str:
-    with figure(6.4, 0.9 + 0.5 * len(scores) * len(sessions) ** 0.5) as (fig, axes):
+def _figure(scores: dict[str, np.ndarray], sessions: list[str], example: Example) -> str:
+    """Left: R2 of every method; right: some test trials of the first session, decoded and measured."""
+    with figure(8.4, 0.8 + 0.5 * len(scores) * len(sessions) ** 0.5) as (fig, _):
+        fig.clear()
+        axes, trials = fig.subplots(1, 2, width_ratios=(1.0, 1.15))
         methods = sorted(scores, key=lambda m: scores[m].mean())
         for i, method in enumerate(methods):
-            for j, _ in enumerate(sessions):
+            for j in range(len(sessions)):
                 place = i + 0.22 * (j - (len(sessions) - 1) / 2)
                 values = scores[method][:, j]
                 axes.plot(values, np.full(len(values), place), "o", ms=4, alpha=0.5, color=COLORS[method])
                 axes.plot(values.mean(), place, "|", ms=14, mew=2.5, color=COLORS[method])
         axes.set_yticks(range(len(methods)), methods)
-        axes.set_xlabel("R² on held-out trials (dots: seeds; bars: means; rows within a method: sessions)")
-        return to_svg(fig, label="R² of each decoder on held-out trials, by session")
+        axes.set_xlabel("R² on held-out trials")
+        trials.plot(example.times, example.measured, color=COLORS["Wiener"], lw=2.5, label="measured")
+        trials.plot(example.times, example.decoded, color=COLORS["possm-direct"], lw=1.4, label="possm-direct")
+        trials.set_xlabel("held-out trials, end to end (s)")
+        trials.set_ylabel("horizontal velocity (cm/s)")
+        trials.set_ylim(top=1.45 * np.nanmax(np.abs(example.measured)))
+        trials.legend(ncols=2, loc="upper center")
+        label = "Left: R² of each decoder on held-out trials, dots are seeds, bars their means, rows sessions. "
+        return to_svg(fig, label=f"{label}Right: measured and decoded hand velocity of {example.session}.")
