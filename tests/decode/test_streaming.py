@@ -308,6 +308,7 @@ def test_state_goes_on_bit_identically(tmp_path: Path, backbone: str, engine: st
     copied = stream.copy()
     results = []
     for each in (stream, loaded, assigned, copied):
+        each.push([5 * CHUNK + 0.0123], [0])
         each.push(rec.times[150:], rec.units[150:])
         results.append([p for b in range(5, CHUNKS) if (p := each.poll((b + 1) * CHUNK)) is not None])
     for other, each in zip(results[1:], (loaded, assigned, copied), strict=True):

@@ -1,7 +1,8 @@
 // Matrix-vector products on packed weights, W x for one to six vectors x at a time.
 //
-// Rows (outputs) are cut into panels of eight vectors; inside a panel the weights lie input by input, so that a product
-// streams through memory once while eight accumulators stay in registers (axpy form).  Several x share each load.
+// Rows (outputs) are cut into panels; inside a panel the weights lie input by input, so that a product streams through
+// memory once while its accumulators stay in registers (axpy form): eight vectors for one x, enough to hide the latency
+// of a multiply-add; two vectors for up to six x, which share each load of the weights.
 #pragma once
 
 #include <cstdlib>
@@ -48,70 +49,74 @@ COMMISSURE_INLINE int padded(int n, int vectors = 1) {
 
 constexpr int kMaxColumns = 6;  // 6 columns x 2 vectors + 2 weights + 1 broadcast = 15 of 16 registers
 
+// `single`: always multiplied with one vector, in panels of eight vectors; `several`: with one to six, in panels of two.
+enum class Use { single, several };
+
 template <class T>
 class Matrix {
+    static constexpr int kPair = 2 * kLanes<T>;
+
    public:
     Matrix() = default;
-    // weight(row, column) gives the entries of a rows x columns matrix; rows are padded with zeros to a multiple of four vectors.
+    // weight(row, column) gives the entries; rows are padded with zeros to a multiple of four vectors.
     template <class Weight>
-    Matrix(int rows, int columns, Weight weight) : columns_(columns), rows_(padded<T>(rows, 4)), data_(size_t(rows_) * columns) {
+    Matrix(int rows, int columns, Weight weight, Use use = Use::single)
+        : columns_(columns), rows_(padded<T>(rows, 4)), use_(use), data_(size_t(rows_) * columns) {
+        T* to = data_;
         for (int start = 0; start < rows_; start += width(start))
             for (int j = 0; j < columns; ++j)
-                for (int i = 0; i < width(start); ++i)
-                    if (start + i < rows) data_[size_t(start) * columns + size_t(j) * width(start) + i] = T(weight(start + i, j));
+                for (int i = start; i < start + width(start); ++i) *to++ = i < rows ? T(weight(i, j)) : T(0);
     }
     int rows() const { return rows_; }  // padded
 
     // y = start + W x; start may be y itself.
-    void apply(const T* x, const T* start, T* y) const {
-        for (int row = 0; row < rows_; row += width(row)) {
-            const T* w = data_ + size_t(row) * columns_;
-            if (width(row) == 8 * kLanes<T>)
-                panel<8, 1>(w, width(row), x, 0, start + row, 0, y + row, 0);
-            else
-                panel<4, 1>(w, width(row), x, 0, start + row, 0, y + row, 0);
-        }
-    }
+    void apply(const T* x, const T* start, T* y) const { columns<4, 1>(x, 0, start, 0, y, 0); }
     // The same for n columns x[b * ldx], y[b * ldy], start[b * lds].
     void apply(int n, const T* x, int ldx, const T* start, int lds, T* y, int ldy) const {
         switch (n) {
-            case 1: return apply(x, start, y);
-            case 2: return columns<4, 2>(x, ldx, start, lds, y, ldy);
-            case 3: return columns<4, 3>(x, ldx, start, lds, y, ldy);
-            case 4: return columns<2, 4>(x, ldx, start, lds, y, ldy);
-            case 5: return columns<2, 5>(x, ldx, start, lds, y, ldy);
-            default: return columns<2, 6>(x, ldx, start, lds, y, ldy);
+            case 1: return columns<4, 1>(x, ldx, start, lds, y, ldy);
+            case 2: return columns<2, 2>(x, ldx, start, lds, y, ldy);
+            case 3: return columns<2, 3>(x, ldx, start, lds, y, ldy);
+            case 4: return columns<1, 4>(x, ldx, start, lds, y, ldy);
+            case 5: return columns<1, 5>(x, ldx, start, lds, y, ldy);
+            default: return columns<1, 6>(x, ldx, start, lds, y, ldy);
         }
     }
 
    private:
-    int width(int row) const { return rows_ - row >= 8 * kLanes<T> ? 8 * kLanes<T> : 4 * kLanes<T>; }
-
-    template <int NV, int NB>
-    void columns(const T* x, int ldx, const T* start, int lds, T* y, int ldy) const {
-        for (int row = 0; row < rows_; row += width(row))
-            for (int part = 0; part < width(row); part += NV * kLanes<T>)
-                panel<NV, NB>(data_ + size_t(row) * columns_ + part, width(row), x, ldx, start + row + part, lds,
-                              y + row + part, ldy);
+    int width(int row) const {  // of the panel that starts here
+        if (use_ == Use::several) return kPair;
+        return rows_ - row >= 4 * kPair ? 4 * kPair : 2 * kPair;
     }
-    template <int NV, int NB>
-    COMMISSURE_INLINE void panel(const T* w, int stride, const T* x, int ldx, const T* start, int lds, T* y, int ldy) const {
-        Vec<T> total[NB][NV];
+    // NP pairs of vectors for NB columns; what is left over in two pairs.
+    template <int NP, int NB>
+    void columns(const T* x, int ldx, const T* start, int lds, T* y, int ldy) const {
+        int row = 0;
+        for (; row + NP * kPair <= rows_; row += NP * kPair) pairs<NP, NB>(row, x, ldx, start + row, lds, y + row, ldy);
+        if (row < rows_) pairs<2, NB>(row, x, ldx, start + row, lds, y + row, ldy);
+    }
+    template <int NP, int NB>
+    COMMISSURE_INLINE void pairs(int row, const T* x, int ldx, const T* start, int lds, T* y, int ldy) const {
+        constexpr int L = kLanes<T>;
+        const size_t stride = width(row), next = use_ == Use::single ? kPair : size_t(kPair) * columns_;
+        const T* w = data_ + size_t(row) * columns_;
+        Vec<T> total[NB][2 * NP];
         for (int b = 0; b < NB; ++b)
-            for (int v = 0; v < NV; ++v) total[b][v] = load(start + b * lds + v * kLanes<T>);
+            for (int v = 0; v < 2 * NP; ++v) total[b][v] = load(start + b * lds + v * L);
         for (int j = 0; j < columns_; ++j, w += stride) {
-            Vec<T> weight[NV];
-            for (int v = 0; v < NV; ++v) weight[v] = load(w + v * kLanes<T>);
+            Vec<T> weight[2 * NP];
+            for (int p = 0; p < NP; ++p) weight[2 * p] = load(w + p * next), weight[2 * p + 1] = load(w + p * next + L);
             for (int b = 0; b < NB; ++b) {
                 const Vec<T> input = splat<T>(x[b * ldx + j]);
-                for (int v = 0; v < NV; ++v) total[b][v] += weight[v] * input;
+                for (int v = 0; v < 2 * NP; ++v) total[b][v] += weight[v] * input;
             }
         }
         for (int b = 0; b < NB; ++b)
-            for (int v = 0; v < NV; ++v) store(y + b * ldy + v * kLanes<T>, total[b][v]);
+            for (int v = 0; v < 2 * NP; ++v) store(y + b * ldy + v * L, total[b][v]);
     }
 
     int columns_ = 0, rows_ = 0;
+    Use use_ = Use::single;
     Buffer<T> data_;
 };
 

@@ -58,12 +58,12 @@ struct FeedForward {
     Buffer<T> norm_weight, norm_bias, in_bias, out_bias;
 
     FeedForward() = default;
-    FeedForward(const FeedForwardView& v, int dim_) : dim(dim_), inner(v.inner), wide(padded<T>(v.inner, 4)) {
+    FeedForward(const FeedForwardView& v, int dim_, Use use) : dim(dim_), inner(v.inner), wide(padded<T>(v.inner, 4)) {
         const int W = wide, M = inner;
         in = Matrix<T>(2 * W, dim, [&](int i, int j) {
             return i % W < M ? v.in_weight[size_t(i / W * M + i % W) * dim + j] : 0.0;
-        });
-        out = Matrix<T>(dim, M, [&](int i, int j) { return v.out_weight[size_t(i) * M + j]; });
+        }, use);
+        out = Matrix<T>(dim, M, [&](int i, int j) { return v.out_weight[size_t(i) * M + j]; }, use);
         in_bias = Buffer<T>(2 * W);
         for (int i = 0; i < 2 * M; ++i) in_bias[i / M * W + i % M] = T(v.in_bias[i]);
         out_bias = copied<T>(v.out_bias, dim, out.rows());
@@ -145,7 +145,7 @@ Model<T>::Model(const PossmView& w, const double* times, int n_times)
     : softmax(w.softmax), null_always(w.null_always), context(w.context), dim(w.dim), wide(padded<T>(w.dim, 4)),
       hidden(w.hidden), hidden_wide(padded<T>(w.hidden, 4)), outputs(w.outputs), n_layers(w.n_layers),
       default_times(n_times), chunk_s(w.chunk_s), token(w.frequencies, w.softmax ? w.head : w.dim),
-      head(w.frequencies, w.head), inverse_period(w.frequencies), ffn(w.ffn, w.dim), has_in(w.in_weight != nullptr),
+      head(w.frequencies, w.head), inverse_period(w.frequencies), ffn(w.ffn, w.dim, Use::single), has_in(w.in_weight != nullptr),
       has_decoder_ffn(w.has_decoder_ffn), has_norm(w.context_norm_weight != nullptr) {
     for (int f = 0; f < w.frequencies; ++f) inverse_period[f] = 1.0 / w.periods[f];
     build_encoder(w);
@@ -230,10 +230,10 @@ void Model<T>::build_decoder(const PossmView& w) {
     Buffer<double> start(dim);
     for (int i = 0; i < dim; ++i) start[i] = w.session_embedding[i] + w.dec_out_bias[i];
     if (has_decoder_ffn) {
-        decoder_ffn = FeedForward<T>(w.decoder_ffn, dim);
-        dec_out = Matrix<T>(dim, S, [&](int i, int j) { return columns[size_t(i) * S + j]; });
+        decoder_ffn = FeedForward<T>(w.decoder_ffn, dim, Use::several);
+        dec_out = Matrix<T>(dim, S, [&](int i, int j) { return columns[size_t(i) * S + j]; }, Use::several);
         dec_base = copied<T>(start, dim, wide);
-        readout = Matrix<T>(outputs, dim, read);
+        readout = Matrix<T>(outputs, dim, read, Use::several);
     } else {
         for (int p = 0; p < outputs; ++p)
             for (int i = 0; i < dim; ++i) bias[p] += read(p, i) * start[i];
@@ -241,7 +241,7 @@ void Model<T>::build_decoder(const PossmView& w) {
             double total = 0;
             for (int i = 0; i < dim; ++i) total += read(p, i) * columns[size_t(i) * S + j];
             return total;
-        });
+        }, Use::several);
     }
     readout_bias = copied<T>(bias, outputs, readout.rows());
 }
