@@ -29,7 +29,7 @@ from commissure.core.errors import InputError, NotFittedError
 from commissure.core.mixer import State
 from commissure.core.rng import isolated, torch_generator
 from commissure.decode.backbone import Backbone, MixerFactory
-from commissure.decode.encoder import EncoderKind, NullToken, SpikeEncoder
+from commissure.decode.encoder import EncoderKind, NullToken, SpikeEncoder, SpikeTokens, UnitTables
 from commissure.decode.fitting import fit_possm
 from commissure.decode.metrics import r2_score
 from commissure.decode.presets import FitConfig, POSSMConfig, preset
@@ -229,6 +229,28 @@ class POSSM(nn.Module):
         newest = batch.lengths.unsqueeze(1) + torch.arange(self.config.context - 1, device=hidden.device)
         history = context.gather(1, newest.unsqueeze(2).expand(-1, -1, context.shape[2]))
         return outputs, POSSMState(backbone, history, state.n_chunks + batch.lengths)
+
+    def step(
+        self,
+        tokens: SpikeTokens,
+        state: POSSMState,
+        *,
+        tables: UnitTables,
+        session_row: int,
+        offset: Float[Tensor, " times"],
+    ) -> tuple[Float[Tensor, "times outputs"], POSSMState]:
+        """One chunk of one stream: `forward` without its batch, from unit tables computed once.
+
+        `offset` are output times in seconds from the chunk's end (float64); none of them skips the readout.
+        """
+        hidden, backbone = self.backbone.step(self.encoder.encode(tokens, tables), state.backbone)
+        context = torch.cat((state.history, hidden.unsqueeze(1)), 1)
+        outputs = hidden.new_zeros(0, self.readout.output.out_features)
+        if len(offset):
+            first = torch.zeros(len(offset), dtype=torch.long, device=hidden.device)
+            session = self.session_embedding[session_row : session_row + 1]
+            outputs = self.readout(context, session, row=first, chunk=first, offset=offset, n_before=state.n_chunks)
+        return outputs, POSSMState(backbone, context[:, 1:], state.n_chunks + 1)
 
     # Fitting and use
 
