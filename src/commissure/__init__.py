@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _MODULES = ("core", "datasets", "decode", "experiments", "native", "nn", "report", "runs", "train")
 
-__all__ = ["__version__", *_MODULES]  # noqa: PLE0604
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

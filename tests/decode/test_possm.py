@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from commissure.core.errors import InputError, NotFittedError
 from commissure.core.mixer import map_state
 from commissure.decode.possm import POSSM

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from scipy import stats
+
 from commissure.core.errors import InputError
 from commissure.decode.unit_dropout import UnitDropout, UnitDropoutRate
-from scipy import stats
 
 
 def test_kept_counts_follow_the_triangle() -> None:
@@ -15,7 +18,7 @@ def test_kept_counts_follow_the_triangle() -> None:
     kept = np.array([dropout.keep(n_units, rng).sum() for _ in range(draws)])
     edges = np.array([60, 120, 180, 240, 300, 400, 500, 600, 700, 800, 900, 1001])
     density = np.interp(np.arange(60, 1001), [60, 300, 1000], [1.0, 4.0, 1.0])  # the law, written out again
-    expected = [density[a - 60 : b - 60].sum() for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    expected = [density[a - 60 : b - 60].sum() for a, b in itertools.pairwise(edges)]
     expected = np.array(expected) / sum(expected) * draws
     observed, _ = np.histogram(kept, edges)
     assert observed.sum() == draws

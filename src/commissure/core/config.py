@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Self
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from commissure.core.errors import InputError
 
 __all__ = ["Config"]
+
+SomeConfig = TypeVar("SomeConfig", bound="Config")  # not Self: type checking at run time works method by method
 
 
 class Config(BaseModel):
@@ -34,7 +36,7 @@ class Config(BaseModel):
             raise _as_input_error(type(self).__name__, error) from None
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls: type[SomeConfig], text: str) -> SomeConfig:
         """Read a configuration from JSON; a bad field raises `InputError`."""
         try:
             return cls.model_validate_json(text)

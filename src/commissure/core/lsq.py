@@ -76,7 +76,7 @@ class RidgePath(NamedTuple):
 
     def fit(self, index: int) -> RidgeFit:
         """The ridge at `penalties[index]`."""
-        return RidgeFit(self.coefficients[index], self.intercept[index], float(self.effective_dof[index]))
+        return RidgeFit(self.coefficients[index], np.asarray(self.intercept[index]), float(self.effective_dof[index]))
 
 
 def effective_dof(eigenvalues: ArrayLike, penalty: float) -> float:
@@ -119,7 +119,7 @@ def ridge(
         return _path(_singular(d), d, np.array([penalty])).fit(0)
     coefficients, dof = solved
     coefficients = (d.x.T @ coefficients if wide else coefficients).reshape(d.shape)
-    return RidgeFit(coefficients, d.y_mean - d.x_mean @ coefficients, dof + intercept)
+    return RidgeFit(coefficients, np.asarray(d.y_mean - d.x_mean @ coefficients), dof + intercept)
 
 
 def ridge_reference(

@@ -32,7 +32,7 @@ def cached_arrays(
     path = cache_folder() / "arrays" / f"{find(name).sha256}-{_LAYOUT}.npz"
     if path.is_file():
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 return {key: archive[key] for key in names}
         except Exception as error:  # zipfile, zlib, KeyError, ValueError, EOFError: whatever a damaged file causes
             message = f"the cached arrays {path} are damaged ({error}); they are read again from {name}"

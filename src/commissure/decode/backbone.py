@@ -6,7 +6,8 @@ Layers follow each other without residuals or norms, with dropout between them, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,9 +24,7 @@ MixerFactory = Callable[[int], SequenceMixer]
 class Backbone(nn.Module):
     """`layers` mixers of width `dim`, each the name of an `nn` mixer or made by a factory dim -> SequenceMixer."""
 
-    def __init__(
-        self, kind: str | MixerFactory, input_dim: int, *, dim: int, layers: int, dropout: float
-    ) -> None:
+    def __init__(self, kind: str | MixerFactory, input_dim: int, *, dim: int, layers: int, dropout: float) -> None:
         super().__init__()
         if kind == "gru":
             self.project: nn.Module = nn.Identity()
@@ -36,16 +35,19 @@ class Backbone(nn.Module):
         self.mixers = nn.ModuleList(mixers)
         self.dropout = nn.Dropout(dropout)
 
+    def _layers(self) -> Iterable[Any]:
+        return self.mixers
+
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
         """One State a layer."""
-        return tuple(m.init_state(batch_size, device=device, dtype=dtype) for m in self.mixers)
+        return tuple(m.init_state(batch_size, device=device, dtype=dtype) for m in self._layers())
 
     def step(self, x_t: Float[Tensor, "batch input"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
         """One chunk."""
         y, states = self.project(x_t), []
-        for layer, (m, s) in enumerate(zip(self.mixers, state, strict=True)):
+        for layer, (m, s) in enumerate(zip(self._layers(), state, strict=True)):
             y, s = m.step(self.dropout(y) if layer else y, s)
             states.append(s)
         return y, tuple(states)
@@ -60,7 +62,7 @@ class Backbone(nn.Module):
         """All chunks at once."""
         state = self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if state is None else state
         y, states = self.project(x), []
-        for layer, (m, s) in enumerate(zip(self.mixers, state, strict=True)):
+        for layer, (m, s) in enumerate(zip(self._layers(), state, strict=True)):
             y, s = m(self.dropout(y) if layer else y, s, lengths=lengths)
             states.append(s)
         return y, tuple(states)

@@ -1,13 +1,14 @@
 """Neural networks on binned counts: a recurrent one and a feed-forward one, the baselines that POSSM has to match.
 
     BinnedGRU   h_t = GRU(dropout(relu(U n_t + u)), h_{t-1}),      y_t = V dropout(h_t) + v
-    BinnedMLP   y_t = V dropout(relu(U_2 dropout(relu(sum_{l<L} U_{1,l} n_{t-l} + u)))) + v
+    BinnedMLP   e_t = dropout(relu(U n_t + u)),      g = dropout(relu(sum_{l<L} W_l e_{t-l} + w)),
+                y_t = V dropout(relu(G g + g_0)) + v                      (`layers` hidden layers, here 2)
 
 | symbol | name |
 |---|---|
 | n_t | raw counts of the units in bin t |
 | h_t | `hidden_dim` values, zero at the start of each segment |
-| L | `lags`; bins before a segment's start count as empty, and a constant input marks the bins that exist |
+| L | `lags`; embeddings e before a segment's start are zero, and a constant input marks the bins that exist |
 
 In training each trial loses every unit with one probability drawn from U(0, `unit_dropout`), without rescaling.  The
 loss is the mean squared error of the standardized outputs over bins that have behavior.  A batch holds whole trials, or
@@ -192,6 +193,7 @@ class _MLPOptions(Config):
 
     bin_s: float = Field(gt=0)
     lags: int = Field(ge=1)
+    input_dim: int = Field(ge=1)
     hidden_dim: int = Field(ge=1)
     layers: int = Field(ge=1)
     dropout: float = Field(ge=0, lt=1)
@@ -200,10 +202,14 @@ class _MLPOptions(Config):
 
 
 class BinnedMLP(_BinnedNetwork):
-    """`layers` hidden layers of `hidden_dim` on the raw counts of the last `lags` bins (the current one included).
+    """Multilayer perceptron on the last `lags` bins (the current one included), each embedded by one shared layer.
+
+    The shared layer has `input_dim` outputs; without it the first layer has so many weights that it overfits.
+    `layers` hidden layers of `hidden_dim` follow.
 
     - `bin_s`, `window_s`: seconds; the latter only matters for continuous recordings.
-    - `dropout`: after each hidden layer; `unit_dropout`: upper end of the uniform draw of a trial's drop-out probability.
+    - `dropout`: after every layer but the last; `unit_dropout`: upper end of the uniform draw of each trial's
+      unit drop-out probability.
     - `training`: steps, batch size, learning rate and weight decay.
 
     >>> BinnedMLP(lags=4).lags
@@ -214,10 +220,11 @@ class BinnedMLP(_BinnedNetwork):
         self,
         bin_s: float = 0.1,
         *,
-        lags: int = 5,
+        lags: int = 6,
+        input_dim: int = 64,
         hidden_dim: int = 256,
         layers: int = 2,
-        dropout: float = 0.5,
+        dropout: float = 0.3,
         unit_dropout: float = 0.3,
         window_s: float = 1.0,
         training: TrainConfig = _TRAINING,
@@ -225,17 +232,18 @@ class BinnedMLP(_BinnedNetwork):
         _MLPOptions(
             bin_s=bin_s,
             lags=lags,
+            input_dim=input_dim,
             hidden_dim=hidden_dim,
             layers=layers,
             dropout=dropout,
             unit_dropout=unit_dropout,
             window_s=window_s,
         )
-        self.bin_s, self.lags, self.hidden_dim, self.layers = bin_s, lags, hidden_dim, layers
+        self.bin_s, self.lags, self.input_dim, self.hidden_dim, self.layers = bin_s, lags, input_dim, hidden_dim, layers
         self.dropout, self.unit_dropout, self.window_s, self.training = dropout, unit_dropout, window_s, training
 
     def _network(self, n_units: int, n_outputs: int) -> nn.Module:
-        return _MLPNetwork(n_units, self.lags, self.hidden_dim, self.layers, n_outputs, self.dropout)
+        return _MLPNetwork(n_units, self.lags, self.input_dim, self.hidden_dim, self.layers, n_outputs, self.dropout)
 
 
 class _GRUNetwork(nn.Module):
@@ -252,21 +260,24 @@ class _GRUNetwork(nn.Module):
 
 
 class _MLPNetwork(nn.Module):
-    """The first layer is a causal convolution over bins: the same map of the last `lags` bins at every bin."""
+    """A causal convolution over bins is the same map of the last `lags` bins at every bin."""
 
-    def __init__(self, n_units: int, lags: int, hidden_dim: int, layers: int, n_outputs: int, dropout: float) -> None:
+    def __init__(
+        self, n_units: int, lags: int, input_dim: int, hidden_dim: int, layers: int, n_outputs: int, dropout: float
+    ) -> None:
         super().__init__()
         self.lags = lags
-        self.first = nn.Conv1d(n_units + 1, hidden_dim, lags)
+        self.embed = nn.Sequential(nn.Linear(n_units, input_dim), nn.ReLU(), nn.Dropout(dropout))
+        self.lagged = nn.Conv1d(input_dim + 1, hidden_dim, lags)
         parts: list[nn.Module] = [nn.ReLU(), nn.Dropout(dropout)]
         for _ in range(layers - 1):
             parts += [nn.Linear(hidden_dim, hidden_dim), nn.ReLU(), nn.Dropout(dropout)]
         self.rest = nn.Sequential(*parts, nn.Linear(hidden_dim, n_outputs))
 
     def forward(self, counts: Float[Tensor, "batch time n_units"]) -> Float[Tensor, "batch time n_outputs"]:
-        marked = nn.functional.pad(counts, (0, 1), value=1.0)
+        marked = nn.functional.pad(self.embed(counts), (0, 1), value=1.0)
         padded = nn.functional.pad(marked.transpose(1, 2), (self.lags - 1, 0))
-        return self.rest(self.first(padded).transpose(1, 2))
+        return self.rest(self.lagged(padded).transpose(1, 2))
 
 
 class _Fitted(NamedTuple):

@@ -31,9 +31,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from commissure.decode.feedforward import FeedForward
-from commissure.decode.rotary import RotaryTime, rotate
+from commissure.decode.rotary import RotaryTime
+from commissure.nn.rotary import turn_pairs
 
-__all__ = ["EncoderKind", "NullToken", "SpikeEncoder", "SpikeTokens", "encode_padded_reference"]
+__all__ = ["EncoderKind", "NullToken", "SpikeEncoder", "SpikeTokens", "UnitTables", "encode_padded_reference"]
 
 EncoderKind = Literal["softmax", "additive"]
 NullToken = Literal["empty", "always"]
@@ -49,6 +50,14 @@ class SpikeTokens(NamedTuple):
     offset: Float[Tensor, " spikes"]
     slot: Int[Tensor, " spikes"]
     n_slots: int
+
+
+class UnitTables(NamedTuple):
+    """Per unit: the value to turn and add, and (softmax) the two parts of its score."""
+
+    value: Float[Tensor, "units head"]
+    still: Float[Tensor, " units"] | None
+    waves: Float[Tensor, "units 32"] | None
 
 
 class SpikeEncoder(nn.Module):
@@ -79,16 +88,36 @@ class SpikeEncoder(nn.Module):
             self.key_value = nn.Linear(dim, 2 * HEAD_DIM, bias=False)
             self.out = nn.Linear(HEAD_DIM, dim)
 
-    def forward(
-        self, tokens: SpikeTokens, embedding: Float[Tensor, "units dim"]
-    ) -> Float[Tensor, "slots dim"]:
+    def forward(self, tokens: SpikeTokens, embedding: Float[Tensor, "units dim"]) -> Float[Tensor, "slots dim"]:
         """Latents of all chunks; `embedding` holds the unit rows (already divided by c for the additive encoder)."""
-        pooled = self._pool_additive(tokens, embedding) if self.kind == "additive" else self._attend(tokens, embedding)
-        z = self.latent + pooled
+        if self.kind == "additive":
+            return self.encode(tokens, self.tables(embedding))
+        rows, unit = torch.unique(tokens.unit, return_inverse=True)
+        return self.encode(tokens._replace(unit=unit), self.tables(embedding[rows]))
+
+    def tables(self, embedding: Float[Tensor, "units dim"]) -> UnitTables:
+        """What a spike contributes besides its time, per unit; the softmax encoder's null token is the last row."""
+        if self.kind == "additive":
+            return UnitTables(embedding, None, None)
+        key, value = self.key_value_table(torch.cat((embedding, self.null_embedding.unsqueeze(0))))
+        return UnitTables(value, *_score_tables(self.latent_query(), key))
+
+    def encode(self, tokens: SpikeTokens, tables: UnitTables) -> Float[Tensor, "slots dim"]:
+        """Latents of all chunks from tables: a stream computes them once."""
+        if tables.waves is not None:
+            tokens = self.with_null(tokens, len(tables.value) - 1)
+        cos, sin = self.turn(tokens.offset, tables.value.dtype)
+        turned = turn_pairs(tables.value.index_select(0, tokens.unit), cos, sin)
+        if tables.waves is not None and tables.still is not None:
+            waves = tables.waves.index_select(0, tokens.unit)
+            score = tables.still.index_select(0, tokens.unit) + (waves * torch.cat((cos, sin), -1)).sum(-1)
+            turned = segment_softmax(score, tokens.slot, tokens.n_slots).unsqueeze(-1) * turned
+        pooled = turned.new_zeros(tokens.n_slots, turned.shape[1]).index_add(0, tokens.slot, turned)
+        z = self.latent + (pooled if tables.waves is None else self.out(pooled))
         return z + self.ffn(z)
 
-    def key_value_table(self, embedding: Float[Tensor, "units dim"]) -> tuple[Tensor, Tensor]:
-        """Unturned keys and values (units, 64) of unit embeddings (softmax encoder)."""
+    def key_value_table(self, embedding: Float[Tensor, "*shape dim"]) -> tuple[Tensor, Tensor]:
+        """Unturned keys and values (..., 64) of unit embeddings (softmax encoder)."""
         key, value = self.key_value(self.context_norm(embedding + self.token_type)).chunk(2, -1)
         return key, value
 
@@ -96,23 +125,7 @@ class SpikeEncoder(nn.Module):
         """The latent's query, unturned."""
         return self.query(self.query_norm(self.latent))
 
-    def _attend(self, tokens: SpikeTokens, embedding: Tensor) -> Tensor:
-        tokens, embedding = self.with_null(tokens, embedding)
-        rows, unit = torch.unique(tokens.unit, return_inverse=True)
-        key, value = self.key_value_table(embedding[rows])
-        cos, sin = self.turn(tokens.offset, embedding.dtype)
-        score = _turned_scores(self.latent_query(), key, unit, cos, sin)
-        weight = segment_softmax(score, tokens.slot, tokens.n_slots)
-        turned = rotate(value.index_select(0, unit), cos, sin)
-        pooled = turned.new_zeros(tokens.n_slots, HEAD_DIM).index_add(0, tokens.slot, weight.unsqueeze(-1) * turned)
-        return self.out(pooled)
-
-    def _pool_additive(self, tokens: SpikeTokens, embedding: Tensor) -> Tensor:
-        cos, sin = self.turn(tokens.offset, embedding.dtype)
-        turned = rotate(embedding.index_select(0, tokens.unit), cos, sin)
-        return turned.new_zeros(tokens.n_slots, embedding.shape[1]).index_add(0, tokens.slot, turned)
-
-    def with_null(self, tokens: SpikeTokens, embedding: Tensor) -> tuple[SpikeTokens, Tensor]:
+    def with_null(self, tokens: SpikeTokens, null_row: int) -> SpikeTokens:
         """Add the null token: in every chunk at its center, or (published) in empty chunks at their start."""
         if self.null_token == "always":
             slot = torch.arange(tokens.n_slots, device=tokens.slot.device)
@@ -120,26 +133,22 @@ class SpikeEncoder(nn.Module):
         else:
             slot = (torch.bincount(tokens.slot, minlength=tokens.n_slots) == 0).nonzero().squeeze(1)
             time = -0.5 * self.chunk_s
-        extended = SpikeTokens(
-            torch.cat((tokens.unit, torch.full_like(slot, embedding.shape[0]))),
+        return SpikeTokens(
+            torch.cat((tokens.unit, torch.full_like(slot, null_row))),
             torch.cat((tokens.offset, torch.full_like(slot, time, dtype=tokens.offset.dtype))),
             torch.cat((tokens.slot, slot)),
             tokens.n_slots,
         )
-        return extended, torch.cat((embedding, self.null_embedding.unsqueeze(0)))
 
 
-def _turned_scores(query: Tensor, key: Tensor, unit: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """q . R(d) k / sqrt(64) from three numbers per unit and period: unturned part, cosine part, sine part."""
-    n = 2 * cos.shape[-1]
+def _score_tables(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """q . R(d) k / sqrt(64) = still + waves . (cos, sin): per unit one unturned part and two numbers per period."""
+    n = 2 * N_PERIODS
     q_even, q_odd = query[0:n:2], query[1:n:2]
     k_even, k_odd = key[:, 0:n:2], key[:, 1:n:2]
-    still = key[:, n:] @ query[n:]
-    with_cos = k_even * q_even + k_odd * q_odd
-    with_sin = k_even * q_odd - k_odd * q_even
-    table = torch.cat((with_cos, with_sin), -1).index_select(0, unit)
-    score = still.index_select(0, unit) + (table * torch.cat((cos, sin), -1)).sum(-1)
-    return score / math.sqrt(query.shape[0])
+    waves = torch.cat((k_even * q_even + k_odd * q_odd, k_even * q_odd - k_odd * q_even), -1)
+    scale = 1 / math.sqrt(HEAD_DIM)
+    return scale * (key[:, n:] @ query[n:]), scale * waves
 
 
 def segment_softmax(score: Float[Tensor, " n"], slot: Int[Tensor, " n"], n_slots: int) -> Float[Tensor, " n"]:
@@ -157,8 +166,9 @@ def segment_softmax(score: Float[Tensor, " n"], slot: Int[Tensor, " n"], n_slots
 def encode_padded_reference(
     encoder: SpikeEncoder, tokens: SpikeTokens, embedding: Float[Tensor, "units dim"]
 ) -> Float[Tensor, "slots dim"]:
-    """The softmax encoder in the padded layout of the public code: every spike its own key and value, masked softmax."""
-    tokens, embedding = encoder.with_null(tokens, embedding)
+    """The softmax encoder in the public code's padded layout: each spike its own key and value, masked softmax."""
+    tokens = encoder.with_null(tokens, embedding.shape[0])
+    embedding = torch.cat((embedding, encoder.null_embedding.unsqueeze(0)))
     order = torch.argsort(tokens.slot, stable=True)
     counts = torch.bincount(tokens.slot, minlength=tokens.n_slots)
     position = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[tokens.slot[order]]
@@ -171,8 +181,8 @@ def encode_padded_reference(
 
     key, value = encoder.key_value_table(embedding[unit])
     cos, sin = encoder.turn(offset, embedding.dtype)
-    score = rotate(key, cos, sin) @ encoder.latent_query() / math.sqrt(HEAD_DIM)
+    score = turn_pairs(key, cos, sin) @ encoder.latent_query() / math.sqrt(HEAD_DIM)
     weight = torch.softmax(score.masked_fill(~mask, -math.inf), -1)
-    pooled = (weight.unsqueeze(-1) * rotate(value, cos, sin)).sum(1)
+    pooled = (weight.unsqueeze(-1) * turn_pairs(value, cos, sin)).sum(1)
     z = encoder.latent + encoder.out(pooled)
     return z + encoder.ffn(z)

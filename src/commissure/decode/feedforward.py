@@ -1,4 +1,4 @@
-"""GEGLU feed-forward block: Linear D -> 8D, split into (u, g), u * gelu(g) with the exact error function, Linear 4D -> D.
+"""GEGLU feed-forward block: Linear D -> 8D, split into (u, g), u * gelu(g) with the exact erf, Linear 4D -> D.
 
 Source: arXiv 2002.05202 for the gate, arXiv 2506.05320 for the sizes; pre-normalized, the caller adds the residual.
 """

@@ -8,7 +8,7 @@ training samples.  Recordings with trials give one window a trial; continuous re
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,7 +22,6 @@ from commissure.decode.presets import FitConfig
 from commissure.decode.recording import SpikeRecording
 from commissure.decode.windows import Batch, Window, collate, cut_window, interval_weights
 from commissure.train import TrainResult, train
-from commissure.train.progress import progress_bar
 
 if TYPE_CHECKING:
     from commissure.decode.possm import POSSM
@@ -52,7 +51,7 @@ def fit_possm(
     config: FitConfig,
     validation: Sequence[SpikeRecording],
     seed: int,
-    progress: bool,
+    progress: Callable[[int, int, float], None] | None,
 ) -> TrainResult:
     """Train `model` in place; see `POSSM.fit`."""
     check_recordings(model, recordings, config)
@@ -65,16 +64,15 @@ def fit_possm(
     def score() -> float:
         return float(np.mean([model.score(recording) for recording in validation]))
 
-    with progress_bar("fit", enabled=progress) as report:
-        return train(
-            model,
-            source.draw,
-            loss=lambda drawn: possm_loss(model, drawn, config.auxiliary_weight),
-            config=config,
-            seed=seed,
-            validate=score if validation else None,
-            progress=report,
-        )
+    return train(
+        model,
+        source.draw,
+        loss=lambda drawn: possm_loss(model, drawn, config.auxiliary_weight),
+        config=config,
+        seed=seed,
+        validate=score if validation else None,
+        progress=progress,
+    )
 
 
 def possm_loss(model: POSSM, drawn: TrainingBatch, auxiliary_weight: float) -> Tensor:
@@ -129,7 +127,10 @@ def _targets(model: POSSM, recording: SpikeRecording) -> Float[np.ndarray, "samp
         auxiliary = np.full((len(recording.behavior), model.config.auxiliary_dim), np.nan)
     elif auxiliary.shape[1] != model.config.auxiliary_dim:
         raise InputError(
-            "recording.auxiliary", auxiliary.shape, f"shape (samples, {model.config.auxiliary_dim})", "set auxiliary_dim"
+            "recording.auxiliary",
+            auxiliary.shape,
+            f"shape (samples, {model.config.auxiliary_dim})",
+            "set auxiliary_dim",
         )
     return np.concatenate((recording.behavior, auxiliary), 1)
 

@@ -7,7 +7,7 @@
 
 | symbol | name |
 |---|---|
-| s_t | kinematics of bins t + `lead`, ..., t - `history`, standardized: the outputs, and the auxiliary ones if `position` |
+| s_t | standardized kinematics of bins t + `lead`, ..., t - `history`: outputs, and auxiliary ones if `position` |
 | z_t | counts of bin t to the power `power` (1/2: variance-stabilized) |
 | Q | (1 - `shrinkage`) sample covariance + `shrinkage` its diagonal + `noise_floor` * mean variance * I |
 
@@ -20,6 +20,7 @@ Source: Wu, Gao, Bienenstock, Donoghue & Black, Neural Computation 2006 (Kalman 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -302,7 +303,7 @@ def _fit_transition(
     n_known, size = int(known.sum()), before.shape[1]
     if n_known < 2:
         raise DegenerateError(
-            f"{n_known} pair(s) of neighboring bins with behavior: no dynamics to fit; use smaller bins or longer trials"
+            f"{n_known} pair(s) of neighboring bins with behavior: no dynamics to fit; use smaller bins"
         )
     newest = ridge(before[known], after[known], penalty=_PRIOR * n_known)
     residual = after[known] - newest.predict(before[known])
@@ -345,7 +346,7 @@ def _blocks(segments: list[BinnedSegment], folds: int, seed: int) -> list[tuple[
     for segment in segments:
         here: Int[np.ndarray, " time"] = fold[start : start + len(segment.counts)]
         cuts = [0, *(np.flatnonzero(np.diff(here)) + 1).tolist(), len(here)]
-        for low, high in zip(cuts, cuts[1:], strict=False):
+        for low, high in pairwise(cuts):
             auxiliary = None if segment.auxiliary is None else segment.auxiliary[low:high]
             part = BinnedSegment(
                 segment.counts[low:high],

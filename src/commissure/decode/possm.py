@@ -13,7 +13,7 @@ Source: POSSM, arXiv 2506.05320.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -29,7 +29,7 @@ from commissure.core.errors import InputError, NotFittedError
 from commissure.core.mixer import State
 from commissure.core.rng import isolated, torch_generator
 from commissure.decode.backbone import Backbone, MixerFactory
-from commissure.decode.encoder import EncoderKind, NullToken, SpikeEncoder
+from commissure.decode.encoder import EncoderKind, NullToken, SpikeEncoder, SpikeTokens, UnitTables
 from commissure.decode.fitting import fit_possm
 from commissure.decode.metrics import r2_score
 from commissure.decode.presets import FitConfig, POSSMConfig, preset
@@ -51,7 +51,7 @@ class POSSMState(NamedTuple):
 
     backbone: State
     history: Float[Tensor, "batch context hidden"]
-    count: Int[Tensor, " batch"]
+    n_chunks: Int[Tensor, " batch"]
 
 
 class POSSM(nn.Module):
@@ -101,7 +101,9 @@ class POSSM(nn.Module):
             self.encoder = SpikeEncoder(
                 dim, chunk_s=chunk_s, kind=encoder, null_token=null_token, t_min=t_min, t_max=t_max, dropout=ffn_dropout
             )
-            self.backbone = Backbone(factory or config.backbone, dim, dim=rnn_dim, layers=rnn_layers, dropout=rnn_dropout)
+            self.backbone = Backbone(
+                factory or config.backbone, dim, dim=rnn_dim, layers=rnn_layers, dropout=rnn_dropout
+            )
             self.readout = Readout(
                 dim,
                 rnn_dim,
@@ -202,7 +204,9 @@ class POSSM(nn.Module):
         weight = self.session_embedding
         history = weight.new_zeros(batch_size, self.config.context - 1, self.config.rnn_dim)
         count = torch.zeros(batch_size, dtype=torch.long, device=weight.device)
-        return POSSMState(self.backbone.init_state(batch_size, device=weight.device, dtype=weight.dtype), history, count)
+        return POSSMState(
+            self.backbone.init_state(batch_size, device=weight.device, dtype=weight.dtype), history, count
+        )
 
     def forward(
         self, batch: Batch, state: POSSMState | None = None
@@ -220,11 +224,33 @@ class POSSM(nn.Module):
             row=queries.row,
             chunk=queries.chunk,
             offset=queries.offset,
-            n_before=state.count,
+            n_before=state.n_chunks,
         )
         newest = batch.lengths.unsqueeze(1) + torch.arange(self.config.context - 1, device=hidden.device)
         history = context.gather(1, newest.unsqueeze(2).expand(-1, -1, context.shape[2]))
-        return outputs, POSSMState(backbone, history, state.count + batch.lengths)
+        return outputs, POSSMState(backbone, history, state.n_chunks + batch.lengths)
+
+    def step(
+        self,
+        tokens: SpikeTokens,
+        state: POSSMState,
+        *,
+        tables: UnitTables,
+        session_row: int,
+        offset: Float[Tensor, " times"],
+    ) -> tuple[Float[Tensor, "times outputs"], POSSMState]:
+        """One chunk of one stream: `forward` without its batch, from unit tables computed once.
+
+        `offset` are output times in seconds from the chunk's end (float64); none of them skips the readout.
+        """
+        hidden, backbone = self.backbone.step(self.encoder.encode(tokens, tables), state.backbone)
+        context = torch.cat((state.history, hidden.unsqueeze(1)), 1)
+        outputs = hidden.new_zeros(0, self.readout.output.out_features)
+        if len(offset):
+            first = torch.zeros(len(offset), dtype=torch.long, device=hidden.device)
+            session = self.session_embedding[session_row : session_row + 1]
+            outputs = self.readout(context, session, row=first, chunk=first, offset=offset, n_before=state.n_chunks)
+        return outputs, POSSMState(backbone, context[:, 1:], state.n_chunks + 1)
 
     # Fitting and use
 
@@ -235,12 +261,12 @@ class POSSM(nn.Module):
         config: FitConfig | None = None,
         validation: SpikeRecording | Sequence[SpikeRecording] | None = None,
         seed: int = 0,
-        progress: bool = False,
+        progress: Callable[[int, int, float], None] | None = None,
     ) -> Self:
         """Fit on recordings (one window a trial, random windows where there are no trials).
 
         `config` defaults to the preset's.  With `validation` recordings of the same sessions, training stops early on
-        their mean R2 and the best weights are kept.  `progress` draws a bar on stderr.
+        their mean R2 and the best weights are kept.  `progress(step, steps, loss)` is called after each step.
         """
         recordings = [recordings] if isinstance(recordings, SpikeRecording) else list(recordings)
         held_out = [validation] if isinstance(validation, SpikeRecording) else list(validation or [])
@@ -267,7 +293,9 @@ class POSSM(nn.Module):
         outside = np.flatnonzero(np.isnan(result[:, 0]))
         if len(outside):
             raise InputError(
-                "at", f"{times[outside[0]]} (index {outside[0]})", "times inside the recording's segments",
+                "at",
+                f"{times[outside[0]]} (index {outside[0]})",
+                "times inside the recording's segments",
                 "drop the times between trials",
             )
         return result
@@ -324,7 +352,9 @@ class POSSM(nn.Module):
         except (OSError, SafetensorError) as error:
             raise InputError("path", str(path), "a readable safetensors file", str(error)) from None
         if metadata.get("format") != FORMAT:
-            raise InputError("path", str(path), f"a file written by POSSM.save ({FORMAT})", "check which model it holds")
+            raise InputError(
+                "path", str(path), f"a file written by POSSM.save ({FORMAT})", "check which model it holds"
+            )
         config = POSSMConfig.from_json(metadata["config"])
         if (config.backbone == "custom") != (mixer is not None):
             raise InputError(

@@ -63,7 +63,9 @@ class Preset(NamedTuple):
 PresetName = Literal["possm-ss", "possm-direct"]
 
 _PRESETS: dict[str, Preset] = {
-    "possm-ss": Preset(POSSMConfig(), FitConfig(lr=4e-3, warmup=0.0, constant=0.5, betas=(0.9, 0.999), weight_decay=1e-4)),
+    "possm-ss": Preset(
+        POSSMConfig(), FitConfig(lr=4e-3, warmup=0.0, constant=0.5, betas=(0.9, 0.999), weight_decay=1e-4)
+    ),
     "possm-direct": Preset(
         POSSMConfig(
             encoder="additive",

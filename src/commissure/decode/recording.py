@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -180,15 +180,18 @@ class SpikeRecording:
         A bin without behavior samples is nan.  Every spike inside a segment is counted exactly once.
         """
         _check_bin(bin_s)
-        spike_rows, sample_rows = self.segment_index(self.times), self.segment_index(self.behavior_times)
+        spikes, samples = self._within(self.times), self._within(self.behavior_times)
         return [
-            self._binned_segment(start, stop, bin_s, spike_rows == row, sample_rows == row)
+            self._binned_segment(start, stop, bin_s, slice(*spikes[row]), slice(*samples[row]))
             for row, (start, stop) in enumerate(self.segments.tolist())
         ]
 
-    def _binned_segment(
-        self, start: float, stop: float, bin_s: float, spikes: np.ndarray, samples: np.ndarray
-    ) -> BinnedSegment:
+    def _within(self, times: np.ndarray) -> list[tuple[int, int]]:
+        """For each segment the slice of the sorted `times` whose `segment_index` it is."""
+        edges = np.searchsorted(times + _edge(times, 0.0), self.segments, side="left")
+        return [(int(first), int(last)) for first, last in edges]
+
+    def _binned_segment(self, start: float, stop: float, bin_s: float, spikes: slice, samples: slice) -> BinnedSegment:
         n_bins = bin_count(start, stop, bin_s)
         # the clips only absorb the rounding of n * bin_s against `stop`: membership was decided by the segment
         rows = np.clip(bin_index(self.times[spikes], start, bin_s), 0, n_bins - 1)
@@ -239,6 +242,25 @@ class SpikeRecording:
             bin_s=self.bin_s,
         )
 
+    def between(self, start: float, stop: float) -> SpikeRecording:
+        """The part of a continuous recording in `[start, stop)` (seconds); epochs are cut to it."""
+        if self.trials is not None:
+            raise InputError("recording", "a recording with trials", "a continuous one", "use select_trials")
+        if not start < stop:
+            raise InputError("stop", stop, f"a time after start = {start} (seconds)")
+        span = np.array([[start, stop]])
+        spikes = (self.times >= start) & (self.times < stop)
+        samples = (self.behavior_times >= start) & (self.behavior_times < stop)
+        return replace(
+            self,
+            times=self.times[spikes],
+            units=self.units[spikes],
+            behavior=self.behavior[samples],
+            behavior_times=self.behavior_times[samples],
+            epochs={name: _intersection(intervals, span) for name, intervals in self.epochs.items()},
+            auxiliary=None if self.auxiliary is None else self.auxiliary[samples],
+        )
+
     @classmethod
     def from_counts(
         cls,
@@ -258,7 +280,7 @@ class SpikeRecording:
         `counts` is an integer array (time, n_units) for a continuous recording, or a list of such arrays, one a
         trial; `behavior` and `auxiliary` are then lists of as many arrays with as many rows.  Trials are laid one
         after the other from `start`, at least `gap_s` seconds apart (rounded up to whole bins).  Without `behavior`
-        the samples have no columns.  `unit_ids` default to "0", "1", ...
+        the samples have no columns.  `unit_ids` default to "SESSION/0", "SESSION/1", ...: other sessions, other units.
 
         >>> SpikeRecording.from_counts([[2, 0], [0, 1]], 0.1, session="demo").times.round(3).tolist()
         [0.05, 0.05, 0.15]
@@ -282,7 +304,9 @@ class SpikeRecording:
         return cls(
             np.repeat(centers[rows], repeats),
             np.repeat(units, repeats),
-            unit_ids=tuple(map(str, range(stacked.shape[1]))) if unit_ids is None else tuple(unit_ids),
+            unit_ids=tuple(f"{session}/{unit}" for unit in range(stacked.shape[1]))
+            if unit_ids is None
+            else tuple(unit_ids),
             behavior=samples,
             behavior_times=centers,
             session=session,
@@ -323,7 +347,7 @@ class SpikeRecording:
         if not path.is_file():
             raise InputError("path", str(path), "an existing .npz file written by SpikeRecording.save")
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = dict(archive.items())
             epochs = {name.removeprefix("epochs/"): x for name, x in arrays.items() if name.startswith("epochs/")}
             return cls(

@@ -16,7 +16,7 @@ from commissure.core.errors import InputError
 from commissure.core.rng import generator
 from commissure.decode.recording import BinnedSegment, SpikeRecording, bin_index
 
-__all__ = ["check_units", "fold_of_rows", "one_session", "training_segments", "values_at"]
+__all__ = ["check_times", "check_units", "fold_of_rows", "one_session", "training_segments", "values_at"]
 
 
 def one_session(recordings: SpikeRecording | Sequence[SpikeRecording]) -> list[SpikeRecording]:
@@ -91,7 +91,21 @@ def values_at(
     bin_s: float,
     outputs: Sequence[Float[np.ndarray, "time n_outputs"]],
 ) -> Float[np.ndarray, "n n_outputs"]:
-    """Read per-segment outputs (one row a bin) at times `at` (default: the behavior's): the bin that holds each time."""
+    """Read per-segment outputs (one row a bin) at `at` (default: the behavior's times): the bin holding each time."""
+    times, rows = check_times(recording, at)
+    values = np.empty((len(times), outputs[0].shape[1]))
+    for row in np.unique(rows):
+        here = rows == row
+        bins = bin_index(times[here], recording.segments[row, 0], bin_s)
+        # the clip only absorbs rounding at the segment's edges: membership was decided by the segment
+        values[here] = outputs[row][np.clip(bins, 0, len(outputs[row]) - 1)]
+    return values
+
+
+def check_times(
+    recording: SpikeRecording, at: ArrayLike | None
+) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Times `at` (default: the behavior's) and the segment each lies in; a time outside all segments is refused."""
     times = recording.behavior_times if at is None else np.asarray(at, dtype=np.float64)
     if times.ndim != 1:
         raise InputError("at", times.shape, "a 1-dimensional array of times (seconds)")
@@ -104,9 +118,4 @@ def values_at(
         raise InputError(
             f"at[{outside[0]}]", float(times[outside[0]]), "a time inside a trial (or the recording)", "drop it"
         )
-    values = np.empty((len(times), outputs[0].shape[1]))
-    for row in np.unique(rows):
-        here = rows == row
-        bins = bin_index(times[here], recording.segments[row, 0], bin_s)
-        values[here] = outputs[row][np.clip(bins, 0, len(outputs[row]) - 1)]
-    return values
+    return times, rows

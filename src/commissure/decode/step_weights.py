@@ -9,7 +9,7 @@ Source: exact algebra on POSSM, arXiv 2506.05320, section 3.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["has_kernel", "step_weights"]
 
-_KINDS = {GRU: "gru", S4D: "s4d", Mamba: "mamba"}
+_KINDS: dict[type, Literal["gru", "s4d", "mamba"]] = {GRU: "gru", S4D: "s4d", Mamba: "mamba"}
 
 
 def has_kernel(model: POSSM) -> bool:
@@ -109,19 +109,14 @@ def _feedforward(ffn: FeedForward) -> FeedForwardWeights:
 
 def _layer(mixer: nn.Module) -> LayerWeights:
     if isinstance(mixer, GRU):
-        gru = mixer.gru
-        return GRUWeights(
-            weight_ih=_numpy(gru.weight_ih_l0),
-            weight_hh=_numpy(gru.weight_hh_l0),
-            bias_ih=_numpy(gru.bias_ih_l0),
-            bias_hh=_numpy(gru.bias_hh_l0),
-        )
+        cell = dict(mixer.gru.named_parameters())
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        return GRUWeights(**{name: _numpy(cell[f"{name}_l0"]) for name in names})
     if isinstance(mixer, S4D):
         system = mixer.discretize()
-        magnitude = system.log_magnitude.exp()
         return S4DWeights(
-            a_re=_numpy(magnitude * system.angle.cos()),
-            a_im=_numpy(magnitude * system.angle.sin()),
+            a_re=_numpy(system.decay_real),
+            a_im=_numpy(system.decay_imag),
             c_re=_numpy(system.readout_real),
             c_im=_numpy(system.readout_imag),
             skip=_numpy(mixer.skip),

@@ -17,7 +17,6 @@ from torch import Tensor
 from commissure.core.errors import InputError
 from commissure.core.mixer import State
 from commissure.decode.encoder import SpikeTokens
-from commissure.decode.windows import Batch, Queries
 from commissure.native.possm_reference import check_spikes, check_times
 
 if TYPE_CHECKING:
@@ -45,8 +44,10 @@ class TorchStep:
     def __init__(self, model: POSSM, *, session: str, offsets: Sequence[float]) -> None:
         self.model = copy.deepcopy(model).eval()
         self.offsets = check_times("offsets", offsets)
-        self.session, self.first_unit = model.session_row(session), model.unit_start(session)
+        self.session, first = model.session_row(session), model.unit_start(session)
         self.n_units = len(model.sessions[session])
+        with torch.inference_mode():
+            self._tables = self.model.encoder.tables(self.model.unit_table()[first : first + self.n_units])
         self.reset()
 
     def reset(self) -> None:
@@ -61,24 +62,22 @@ class TorchStep:
         self._units.append(units.copy())
         self._offsets.append(offsets.copy())
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def close(
         self, *, offsets: Sequence[float] | None = None, readout: bool = True
     ) -> Float[np.ndarray, "times outputs"]:
         """Run the model on the open chunk and read out at times relative to the chunk's end."""
         times = self.offsets if offsets is None else check_times("offsets", offsets)
         device = self.model.unit_embedding.device
-        unit = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *self._units]) + self.first_unit).to(device)
+        unit = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *self._units])).to(device)
         offset = torch.from_numpy(np.concatenate([np.zeros(0), *self._offsets])).to(device)
-        query = torch.from_numpy(times if readout else times[:0]).to(device)
-        row = torch.zeros(len(query), dtype=torch.long, device=device)
-        batch = Batch(
-            tokens=SpikeTokens(unit, offset, torch.zeros_like(unit), 1),
-            lengths=torch.ones(1, dtype=torch.long, device=device),
-            session=torch.full((1,), self.session, device=device),
-            queries=Queries(row, row, query),
+        outputs, self._state = self.model.step(
+            SpikeTokens(unit, offset, torch.zeros_like(unit), 1),
+            self._state,
+            tables=self._tables,
+            session_row=self.session,
+            offset=torch.from_numpy(times if readout else times[:0]).to(device),
         )
-        outputs, self._state = self.model(batch, self._state)
         self._units, self._offsets = [], []
         return self.model.denormalize(outputs)[:, : self.model.config.out_dim].double().cpu().numpy()
 

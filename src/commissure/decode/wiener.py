@@ -39,6 +39,7 @@ _LAGS = (1, 2, 3, 4, 6, 8, 12, 16)
 _LONGEST_S = 0.8  # reaching movements last about that long; older bins only add parameters
 _START_SCALE = 10.0  # start indicators are 0 or 10, so their coefficients are penalized 100 times less than a count's
 _PENALTIES = tuple(float(x) for x in np.logspace(-2, 2, 17))  # relative to the mean column sum of squares
+_FOLD_BINS = 100  # a fold's hat matrix costs the square of its bins; at 50 ms that is 5 s, far beyond the lags
 _SEARCHED: tuple[Transform, ...] = ("raw", "power", "sqrt")
 
 
@@ -58,7 +59,8 @@ class WienerFilter:
     - `lags`: bins used, the current one included; `penalty`: the ridge's; `transform` of the counts.  Each one that is
       None is selected by cross-validation: first the transform at the middle lag, then the lag, each with its best
       penalty.
-    - `folds`: of the cross-validation; whole trials are held out, or contiguous blocks of a continuous recording.
+    - `folds`: of the cross-validation, more on long recordings; whole trials are held out, or contiguous blocks of a
+      continuous recording.
 
     >>> rng = np.random.default_rng(0)
     >>> counts = rng.poisson(2.0, size=(200, 3))
@@ -141,7 +143,8 @@ class WienerFilter:
         limit = max(1, min(longest, round(_LONGEST_S / self.bin_s)))
         lags = [self.lags] if self.lags is not None else [n for n in _LAGS if n <= limit]
         transforms = [self.transform] if self.transform is not None else list(_SEARCHED)
-        folds = fold_of_rows([len(segment.counts) for segment in segments], self.folds, seed=seed)
+        lengths = [len(segment.counts) for segment in segments]
+        folds = fold_of_rows(lengths, max(self.folds, sum(lengths) // _FOLD_BINS), seed=seed)
         total, done = len(lags) + len(transforms) - 1, 0
         tried: list[WienerSelection] = []
 
@@ -257,13 +260,13 @@ def _held_out_residuals(
     kept = s > s[-1] * np.finfo(float).eps * max(x.shape)
     s, u = s[kept], u[:, kept]
     projected = u.T @ y
-    results = []
-    for penalty in penalties:
-        shrink = s / (s + penalty)
-        residual = y - u @ (shrink[:, None] * projected)
-        for fold in np.unique(folds):
-            rows = folds == fold
-            hat = (u[rows] * shrink) @ u[rows].T + 1 / n
+    shrinks = [s / (s + penalty) for penalty in penalties]
+    results = [y - u @ (shrink[:, None] * projected) for shrink in shrinks]
+    for fold in np.unique(folds):
+        rows = folds == fold
+        basis = u[rows]
+        for penalty, shrink, residual in zip(penalties, shrinks, results, strict=True):
+            hat = (basis * shrink) @ basis.T + 1 / n
             try:
                 residual[rows] = np.linalg.solve(np.eye(len(hat)) - hat, residual[rows])
             except np.linalg.LinAlgError:
@@ -271,5 +274,4 @@ def _held_out_residuals(
                     f"cross-validation at penalty = {penalty}: {n} rows, {x.shape[1]} features, the fit without one "
                     "fold is not unique; pass a penalty > 0 or None"
                 ) from None
-        results.append(residual)
     return results

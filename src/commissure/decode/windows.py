@@ -117,9 +117,7 @@ def collate(
     )
 
 
-def interval_weights(
-    recording: SpikeRecording, weights: Mapping[str, float]
-) -> Float[np.ndarray, " samples"]:
+def interval_weights(recording: SpikeRecording, weights: Mapping[str, float]) -> Float[np.ndarray, " samples"]:
     """Loss weight of every behavior sample: the weight of the epoch it lies in, 1 outside all named epochs."""
     unknown = sorted(set(weights) - set(recording.epochs))
     if unknown:

@@ -21,6 +21,7 @@ from typing import get_args
 
 from commissure.core.errors import InputError
 from commissure.experiments.claims import CLAIMS, Budget, Claim, Context, Outcome, Verdict
+from commissure.report.page import check_figure
 from commissure.report.results import Entry, Report, entry_from_json, entry_to_json
 from commissure.runs import (
     DeadlineExceeded,
@@ -147,11 +148,12 @@ def _measured(
             lanes = workers if workers is not None else min(_cores(), len(todo))
             executor = stack.enter_context(IsolatedExecutor(lanes, on_notice=on_progress))
         for batch in batches:
-            for claim, entry in _run_batch(batch, budget, executor):
-                yield journal.write(claim, entry)
+            for finished in _run_batch(batch, budget, executor):
+                yield from [journal.write(claim, entry) for claim, entry in finished]  # all kept before any is shown
 
 
-def _run_batch(batch: Sequence[Claim], budget: Budget, executor: Executor) -> Iterator[tuple[Claim, Entry]]:
+def _run_batch(batch: Sequence[Claim], budget: Budget, executor: Executor) -> Iterator[list[tuple[Claim, Entry]]]:
+    """What finished since the last wait, in the order of the batch, until nothing is left."""
     limits = {claim.id: deadline_s(claim, budget) for claim in batch}
     begin = time.monotonic()
     pending: dict[Future, Claim] = {}
@@ -170,9 +172,10 @@ def _run_batch(batch: Sequence[Claim], budget: Budget, executor: Executor) -> It
             finished = set(pending)
             for future in finished:
                 future.cancel()
-        for future in finished:
-            claim = pending.pop(future)
-            yield claim, _entry(claim, future, limits[claim.id], time.monotonic() - begin)
+        waited = time.monotonic() - begin
+        done = [(future, claim) for future, claim in pending.items() if future in finished]
+        pending = {future: claim for future, claim in pending.items() if future not in finished}
+        yield [(claim, _entry(claim, future, limits[claim.id], waited)) for future, claim in done]
 
 
 def _measure(claim: Claim, budget: Budget) -> tuple[Outcome, float, float]:
@@ -182,6 +185,7 @@ def _measure(claim: Claim, budget: Budget) -> tuple[Outcome, float, float]:
     outcome = module.run(Context(budget, claim, notify))
     if not isinstance(outcome, Outcome):
         raise InputError(f"{claim.module}.run", type(outcome).__name__, "an Outcome")
+    check_figure(outcome.figure)  # here it costs one row, in the report it would cost them all
     if outcome.verdict in ("PASS", "MISS"):  # the gate decides, not the module
         outcome = replace(outcome, verdict=claim.judge(outcome.rows, outcome.n_seeds))
     return outcome, time.perf_counter() - wall, time.process_time() - cpu

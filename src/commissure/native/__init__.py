@@ -5,6 +5,7 @@ Without a compiler at build time the extension is absent: the doors then run the
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from functools import cache
 from types import ModuleType
@@ -18,7 +19,7 @@ __all__ = ["backend", "kernels"]
 def kernels() -> ModuleType | None:
     """The compiled extension, or None (with one warning) where the package was built without a compiler."""
     try:
-        from commissure.native import _kernels
+        _kernels = importlib.import_module("commissure.native._kernels")
     except ImportError as error:
         warnings.warn(
             f"commissure was built without its C++ kernels ({error}); the slower Python references run instead. "

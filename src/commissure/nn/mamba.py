@@ -205,7 +205,8 @@ def _scan(
     """The recurrence over time, all rows at once."""
     outputs = []
     for dt_t, gain_t, b_t, c_t in zip(dt.unbind(1), (dt * u).unbind(1), b.unbind(1), c.unbind(1), strict=True):
-        hidden = torch.exp(dt_t[:, None] * a) * hidden + b_t[:, :, None] * gain_t[:, None]
+        decay = (dt_t[:, None] * a).exp_()
+        hidden = torch.addcmul(decay * hidden, b_t[:, :, None], gain_t[:, None])
         outputs.append(torch.bmm(c_t[:, None], hidden))
     return torch.cat(outputs, 1), hidden
 
@@ -215,7 +216,7 @@ def _carry(
 ) -> Float[Tensor, "rows time inner"]:
     """What each chunk's start state adds to its outputs."""
     added = [
-        torch.bmm(c_t[:, None], torch.exp(a * elapsed_t[:, None]) * starts)
+        torch.bmm(c_t[:, None], (a * elapsed_t[:, None]).exp_() * starts)
         for elapsed_t, c_t in zip(elapsed.unbind(1), c.unbind(1), strict=True)
     ]
     return torch.cat(added, 1)

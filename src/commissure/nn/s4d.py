@@ -43,10 +43,12 @@ class S4DState(NamedTuple):
 
 
 class Discrete(NamedTuple):
-    """The discrete system: log|Abar| < 0, the angle of Abar, and Cbar."""
+    """The discrete system: Abar as log-magnitude (< 0) and angle and as a complex number, and Cbar."""
 
     log_magnitude: Float[Tensor, "dim modes"]
     angle: Float[Tensor, "dim modes"]
+    decay_real: Float[Tensor, "dim modes"]
+    decay_imag: Float[Tensor, "dim modes"]
     readout_real: Float[Tensor, "dim modes"]
     readout_imag: Float[Tensor, "dim modes"]
 
@@ -98,14 +100,16 @@ class S4D(nn.Module):
         dt = self.log_dt.exp()[:, None]
         real, imag = -self.log_decay.exp(), self.frequency
         log_magnitude, angle = dt * real, dt * imag
-        # (Abar - 1) without cancellation: |Abar| cos - 1 = expm1(log|Abar|) cos - 2 sin^2(angle / 2).
-        magnitude = log_magnitude.exp()
-        rise_real = torch.expm1(log_magnitude) * angle.cos() - 2 * (angle / 2).sin().square()
-        rise_imag = magnitude * angle.sin()
+        # Abar - 1 without cancellation (|dt A| may be 5e-4): |Abar| cos - 1 = expm1(log|Abar|) cos - 2 sin^2(angle/2).
+        fall, sine, cosine = torch.expm1(log_magnitude), (angle / 2).sin(), (angle / 2).cos()
+        bend = 2 * sine.square()
+        rise_real = fall * (1 - bend) - bend
+        rise_imag = (fall + 1) * (2 * sine * cosine)
         norm = real.square() + imag.square()
         b_real, b_imag = (rise_real * real + rise_imag * imag) / norm, (rise_imag * real - rise_real * imag) / norm
         c_real, c_imag = self.readout.unbind(-1)
-        return Discrete(log_magnitude, angle, c_real * b_real - c_imag * b_imag, c_real * b_imag + c_imag * b_real)
+        readout = c_real * b_real - c_imag * b_imag, c_real * b_imag + c_imag * b_real
+        return Discrete(log_magnitude, angle, rise_real + 1, rise_imag, *readout)
 
     def kernel(self, length: int) -> Float[Tensor, "dim length"]:
         """Impulse response 2 Re(C Bbar Abar^n), n = 0 .. length - 1, without the skip."""
@@ -116,13 +120,11 @@ class S4D(nn.Module):
         """One element in, one out: the recurrence."""
         check_step(x_t, self.dim, state)
         system = self.discretize()
-        magnitude = system.log_magnitude.exp()
-        a_real, a_imag = magnitude * system.angle.cos(), magnitude * system.angle.sin()
-        h_real, h_imag = state.modes.unbind(2)
-        real = a_real * h_real - a_imag * h_imag + x_t[:, :, None]
-        imag = a_real * h_imag + a_imag * h_real
-        v = 2 * (system.readout_real * real - system.readout_imag * imag).sum(-1) + self.skip * x_t
-        return self._output(v), S4DState(torch.stack([real, imag], 2))
+        turned = _turn(torch.stack([system.decay_real, system.decay_imag], 1), state.modes)
+        modes = torch.stack([turned[:, :, 0] + x_t[:, :, None], turned[:, :, 1]], 2)
+        weights = torch.stack([system.readout_real, -system.readout_imag], 1)
+        v = 2 * (weights * modes).sum((2, 3)) + self.skip * x_t
+        return self._output(v), S4DState(modes)
 
     def forward(
         self,
@@ -160,7 +162,7 @@ class S4D(nn.Module):
         powers = system.powers(self._lags(chunk + 1))
         response = _impulse(system, powers[..., :chunk])
         response = torch.cat([response[:, :1] + self.skip[:, None], response[:, 1:]], 1)
-        signal = x.permute(2, 0, 1)
+        signal = x.permute(2, 0, 1).contiguous()
         v, modes = _chunks(signal[:, :, :whole], chunk, modes, system, powers, response)
         if whole < time:
             rest, modes = _chunks(signal[:, :, whole:], time - whole, modes, system, powers, response)
@@ -195,7 +197,7 @@ def _chunks(
     modes: Tensor | None,
     system: Discrete,
     powers: Float[Tensor, "dim 2 modes lags"],
-    response: Float[Tensor, "dim lags"],
+    response: Float[Tensor, "dim longest"],
 ) -> tuple[Float[Tensor, "dim batch time"], Float[Tensor, "batch dim 2 modes"]]:
     """Chunks of `length`: outputs inside each, then the states between them, then what those states add."""
     dim, batch, time = signal.shape
@@ -204,6 +206,8 @@ def _chunks(
     # Row s of the Toeplitz matrix is the response delayed by s: windows of the zero-padded response, last first.
     toeplitz = F.pad(response[:, :length], (length - 1, 0)).unfold(1, length, 1).flip(1)
     v = torch.bmm(pieces, toeplitz).view(dim, batch, time)
+    if v.requires_grad:
+        v.register_hook(Tensor.contiguous)  # a permuted gradient would send bmm's backward down its slow path
     arrivals = powers[..., :length].flip(-1).reshape(dim, 2 * n_modes, length).transpose(1, 2)
     gained = torch.bmm(pieces, arrivals).view(dim, batch, n_chunks, 2, n_modes).permute(2, 1, 0, 3, 4)
     if modes is None and n_chunks == 1:

@@ -12,10 +12,10 @@ sqrt(2 blocks) (Radford et al. 2019); mixers keep their own.
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,7 @@ class StackConfig(Config):
     mlp: Literal["gelu", "swiglu", "none"] = "gelu"
     mlp_ratio: float = Field(default=4.0, gt=0)
     norm: Literal["rms", "layer", "none"] = "rms"
-    positions: Literal["none", "rotary"] | int = "none"
+    positions: Literal["none", "rotary"] | Annotated[int, Field(ge=1, strict=True)] = "none"
     tie: bool = False
     embed_scale: float = Field(default=1.0, gt=0)
     soft_cap: float | None = Field(default=None, gt=0)
@@ -202,12 +202,14 @@ class Stack(nn.Module):
         return self.logits(h).log_softmax(-1), state
 
     def log_probs(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time_plus_1 vocab"]:
-        """Log-probabilities of each next token, the prior first: row t has seen `tokens[:, :t]`."""
-        if self.config.vocab is None or not self.config.start_token:
-            raise InputError("start_token", self.config.start_token, "a vocabulary and a start vector for the prior")
+        """Log-probabilities of each next token, the prior first: entry t has seen `tokens[:, :t]`."""
         tokens = self._masked_tokens(tokens, None)
         x = torch.cat([self._starts(tokens.shape[0])[:, None], self.embed(tokens)], 1)
         return self.logits(self.hidden(x)[0]).log_softmax(-1)
+
+    def prior(self, batch_size: int) -> Float[Tensor, "batch vocab"]:
+        """Log-probabilities of the first token, which `init_state` and `step` leave out."""
+        return self.logits(self.hidden(self._starts(batch_size)[:, None])[0][:, 0]).log_softmax(-1)
 
     def embed(self, tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
         """Token vectors, scaled; a token outside [0, vocab) raises `InputError`."""
@@ -264,7 +266,7 @@ class Stack(nn.Module):
         save_file(weights, str(path), metadata={"format": _FORMAT, "config": self.config.model_dump_json()})
 
     @classmethod
-    def load(cls, path: str | Path, *, mixer: MixerFactory | None = None) -> Self:
+    def load(cls, path: str | Path, *, mixer: MixerFactory | None = None) -> Stack:
         """Read a checkpoint of `save`; `mixer` makes the blocks it stores no name for.
 
         Raises `InputError` for a file that is not one, or whose weights do not fit its configuration.
@@ -283,10 +285,13 @@ class Stack(nn.Module):
         model.load_state_dict(weights, assign=True)
         return model
 
-    def _blocks(self) -> list[Block]:
-        return cast(list[Block], self.blocks)
+    def _blocks(self) -> Iterable[Block]:
+        return cast(Iterable[Block], self.blocks)
 
     def _starts(self, batch: int) -> Float[Tensor, "batch dim"]:
+        if self.config.vocab is None or not self.config.start_token:
+            allowed = "a vocabulary and a start vector, which the prior needs"
+            raise InputError("start_token", self.config.start_token, allowed, "pass vocab= and start_token=True")
         return (self.start * self.config.embed_scale).expand(batch, -1)
 
     def _vocab(self) -> int:
@@ -323,8 +328,6 @@ def _bundle_type(n_blocks: int) -> type:
 
 
 def _check_combination(config: StackConfig) -> None:
-    if isinstance(config.positions, int) and config.positions < 1:
-        raise InputError("positions", config.positions, "'none', 'rotary' or the size >= 1 of a learned table")
     if config.positions == "rotary" and "attention" not in config.mixers:
         raise InputError("positions", "rotary", "a block named 'attention' to turn", "use positions='none'")
     if config.vocab is None and (config.tie or config.soft_cap is not None or config.embed_scale != 1.0):
@@ -350,7 +353,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise InputError("path", str(path), "an existing file")
     try:
         with safe_open(str(path), framework="pt") as file:
-            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Clones are aligned as torch's own memory is: an unaligned matrix takes other BLAS kernels, other bits.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return dict(file.metadata() or {}), tensors
     except SafetensorError as error:
         raise InputError("path", str(path), f"a safetensors file ({error})") from None
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from commissure.core.errors import InputError
 from commissure.report.results import Entry, Report, Row, write_whole
 
-__all__ = ["MAX_BYTES", "render", "write"]
+__all__ = ["MAX_BYTES", "MAX_FIGURE", "check_figure", "render", "write"]
 
 MAX_BYTES = 1_500_000  # a report opens at once and can be mailed
+MAX_FIGURE = 200_000  # a curve of a thousand points takes a tenth of it
 _MARKS = {"PASS": "✓", "MISS": "✗", "NOT CLAIMED": "~", "NOT RUN": "○", "ERROR": "!"}  # a verdict is never color alone
 _UNSAFE = re.compile(
     r"<script|<foreignObject|<image|\son\w+\s*=|(?:href|src)\s*=\s*[\"'](?!#)|url\((?!#)", re.IGNORECASE
@@ -23,11 +24,11 @@ def render(report: Report) -> str:
     import jinja2
 
     for entry in report.entries:
-        _check_figure(entry)
+        check_figure(entry.figure)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"minus": _minus, "gate": _gate, "slug": lambda text: text.replace(".", "-")}
+    environment.filters |= {"minus": _minus, "gate": _gate, "lead": _lead, "slug": lambda text: text.replace(".", "-")}
     template = environment.from_string(resources.files(__package__).joinpath("page.html.jinja").read_text("utf-8"))
     return template.render(report=report, marks=_MARKS)
 
@@ -40,18 +41,28 @@ def write(report: Report, path: str | Path) -> Path:
     return write_whole(Path(path), text)
 
 
-def _check_figure(entry: Entry) -> None:
-    if entry.figure is None:
+def check_figure(figure: str | None) -> None:
+    """Raise `InputError` unless `figure` is None or small inline SVG without scripts and outside references."""
+    if figure is None:
         return
-    found = _UNSAFE.search(entry.figure)
-    if not entry.figure.lstrip().startswith("<svg") or found:
-        what = found[0] if found else entry.figure[:40]
-        raise InputError(f"{entry.id}.figure", what, "inline SVG without scripts or outside references", "use to_svg")
+    found = _UNSAFE.search(figure)
+    if not figure.lstrip().startswith("<svg") or found:
+        what = found[0] if found else figure[:40]
+        raise InputError("figure", what, "inline SVG without scripts or outside references", "use style.to_svg")
+    if len(figure) > MAX_FIGURE:
+        raise InputError("figure", f"{len(figure)} characters", f"at most {MAX_FIGURE}", "draw fewer points")
 
 
 def _minus(text: str) -> str:
     """Typographic minus signs for numbers."""
     return re.sub(r"(?<![\w.])-(?=[\d.])", "−", text)
+
+
+def _lead(entry: Entry) -> Row | None:
+    """The row that decides: the first that misses its gate, else the first that has one."""
+    held = [row for bound in entry.gate for row in entry.rows if row.key == bound.key]
+    missed = [row for row in held if not all(bound.is_met(row) for bound in entry.bounds_on(row))]
+    return next(iter(missed + held), None)
 
 
 def _gate(entry: Entry, row: Row) -> list[tuple[str, bool]]:

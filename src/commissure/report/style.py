@@ -41,6 +41,7 @@ _INK = "#010203"  # stands for the page's text color until `to_svg` writes curre
 _FAINT = "#80868f"  # grid lines: readable on both pages, drawn thin and transparent
 
 _STYLE: Any = {
+    "axes.axisbelow": True,
     "axes.edgecolor": _INK,
     "axes.facecolor": "none",
     "axes.grid": True,

@@ -196,11 +196,14 @@ def _serve(pipe: Connection) -> None:
 
 def _pickled_error(error: BaseException) -> Any:
     trace = "".join(traceback.format_exception(error))
+    stand_in = RuntimeError(f"{type(error).__name__}: {error}")
+    if not isinstance(error, Exception):  # a worker's SystemExit must not end the parent
+        return ForkingPickler.dumps(("error", stand_in, trace))
     try:
         answer = ForkingPickler.dumps(("error", error, trace))
         ForkingPickler.loads(answer)  # some exceptions pickle but do not come back
     except Exception:
-        answer = ForkingPickler.dumps(("error", RuntimeError(f"{type(error).__name__}: {error}"), trace))
+        return ForkingPickler.dumps(("error", stand_in, trace))
     return answer
 
 

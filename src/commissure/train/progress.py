@@ -9,11 +9,8 @@ __all__ = ["progress_bar"]
 
 
 @contextmanager
-def progress_bar(label: str, *, enabled: bool) -> Iterator[Callable[[int, int, float], None] | None]:
-    """Gives the function to call with (done, total, loss), or None where no bar is wanted."""
-    if not enabled:
-        yield None
-        return
+def progress_bar(label: str) -> Iterator[Callable[[int, int, float], None]]:
+    """Gives the function to call with (done, total, loss)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
