@@ -149,7 +149,8 @@ class RunStore:
             yield self._connection
             self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # Ctrl-C during COMMIT arrives here when it is done
+                self._connection.execute("ROLLBACK")
             raise
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
