@@ -223,6 +223,26 @@ def test_lock(tmp_path: Path) -> None:
             pass
 
 
+def test_a_lock_that_cannot_be_taken_says_why(tmp_path: Path) -> None:
+    (tmp_path / "sweep.lock").mkdir()
+    (tmp_path / "scan.lock").write_text("no lock, only words " * 100)
+    with RunStore(tmp_path / "runs.sqlite") as store:
+        for name, reason in (("sweep", "unable to open"), ("scan", "not a database")):
+            with pytest.raises(InputError, match=rf"{name}\.lock.*{reason}.*COMMISSURE_HOME"), store.lock(name):
+                pass
+
+
+@pytest.mark.parametrize("read_only", ["home", "home/runs.sqlite"])
+def test_a_read_only_store_is_refused_at_once(
+    read_only: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunStore(tmp_path / "home" / "runs.sqlite").close()
+    access = os.access  # for root everything is writable
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / read_only and access(path, mode))
+    with pytest.raises(InputError, match=r"a writable place \(.* is read-only\); set COMMISSURE_HOME"):
+        RunStore(tmp_path / "home" / "runs.sqlite")
+
+
 def test_another_process_may_not_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RunStore(tmp_path / "runs.sqlite") as store:
         monkeypatch.setattr(os, "getpid", lambda: -1)
