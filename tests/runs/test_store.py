@@ -112,6 +112,35 @@ def test_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
         assert store.runs() == []
 
 
+class InterruptedCommit:
+    """A connection whose COMMIT is followed by Ctrl-C: signals are handled when the call into SQLite returns."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def execute(self, sql: str, *parameters: object) -> sqlite3.Cursor:
+        cursor = self.connection.execute(sql, *parameters)
+        if sql == "COMMIT":
+            raise KeyboardInterrupt
+        return cursor
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.connection, name)
+
+
+def test_ctrl_c_during_commit_is_ctrl_c(tmp_path: Path) -> None:
+    with RunStore(tmp_path / "runs.sqlite") as store:
+        connection = store._connection
+        store._connection = InterruptedCommit(connection)  # type: ignore[assignment]
+        with pytest.raises(KeyboardInterrupt):
+            store.add(RUN)
+        with pytest.raises(KeyboardInterrupt):
+            store.migrate("notes", [("CREATE TABLE notes (text TEXT)",)])
+        store._connection = connection
+        assert store.run(1).name == "wiener", "committed before the signal was handled"
+        assert store.migrate("notes", [("CREATE TABLE notes (text TEXT)",)]) == 1
+
+
 def test_newer_schema_is_refused_untouched(tmp_path: Path) -> None:
     path = tmp_path / "runs.sqlite"
     with RunStore(path) as store, store.transaction() as connection:
@@ -192,6 +221,26 @@ def test_lock(tmp_path: Path) -> None:
                 pass
         with store.lock("sweep"):
             pass
+
+
+def test_a_lock_that_cannot_be_taken_says_why(tmp_path: Path) -> None:
+    (tmp_path / "sweep.lock").mkdir()
+    (tmp_path / "scan.lock").write_text("no lock, only words " * 100)
+    with RunStore(tmp_path / "runs.sqlite") as store:
+        for name, reason in (("sweep", "unable to open"), ("scan", "not a database")):
+            with pytest.raises(InputError, match=rf"{name}\.lock.*{reason}.*COMMISSURE_HOME"), store.lock(name):
+                pass
+
+
+@pytest.mark.parametrize("read_only", ["home", "home/runs.sqlite"])
+def test_a_read_only_store_is_refused_at_once(
+    read_only: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunStore(tmp_path / "home" / "runs.sqlite").close()
+    access = os.access  # for root everything is writable
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / read_only and access(path, mode))
+    with pytest.raises(InputError, match=r"a writable place \(.* is read-only\); set COMMISSURE_HOME"):
+        RunStore(tmp_path / "home" / "runs.sqlite")
 
 
 def test_another_process_may_not_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

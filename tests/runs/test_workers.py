@@ -97,6 +97,17 @@ def test_workers_use_one_thread_ignore_ctrl_c_and_report(tasks: object) -> None:
     assert seen == [("key", 0.0, "step 0"), ("key", 0.5, "step 1"), ("key", 1.0, "step 2")]
 
 
+def test_a_callback_that_raises_costs_its_task_and_gives_no_stale_answer(tasks: object) -> None:
+    def on_notice(key: str, fraction: float, text: str) -> None:
+        raise LookupError(key)
+
+    with IsolatedExecutor(1, on_notice=on_notice) as pool:
+        told = pool.submit_within(30, "told", tasks.tell)
+        power = pool.submit(pow, 2, 10)
+        assert isinstance(told.exception(), LookupError)
+        assert power.result() == 1024
+
+
 def test_shutdown_with_cancel_kills_what_runs(tasks: object, tmp_path: Path) -> None:
     pool = IsolatedExecutor(1)
     running, waiting = pool.submit(tasks.touch, str(tmp_path / "pid"), 60), pool.submit(tasks.pid)

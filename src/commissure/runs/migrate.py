@@ -49,7 +49,8 @@ def migrate(connection: sqlite3.Connection, owner: str, migrations: Sequence[Mig
         connection.execute("INSERT OR REPLACE INTO schema_versions VALUES (?, ?)", (owner, len(migrations)))
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # Ctrl-C during COMMIT arrives here when it is done
+            connection.execute("ROLLBACK")
         raise
     return len(migrations)
 

@@ -105,6 +105,9 @@ class RunStore:
         self._process = os.getpid()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            for place in (self.path.parent, self.path):  # SQLite would open a read-only file and fail at the first row
+                if place.exists() and not os.access(place, os.W_OK):
+                    raise PermissionError(f"{place} is read-only")
             self._connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
         except (OSError, sqlite3.OperationalError) as error:
             raise InputError("path", str(self.path), f"a writable place ({error})", "set COMMISSURE_HOME") from None
@@ -149,7 +152,8 @@ class RunStore:
             yield self._connection
             self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # Ctrl-C during COMMIT arrives here when it is done
+                self._connection.execute("ROLLBACK")
             raise
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -239,13 +243,19 @@ class RunStore:
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold a named lock among the processes of this store; one that dies lets go.  Taken: `InputError`."""
-        connection = sqlite3.connect(self.path.parent / f"{name}.lock", timeout=0, isolation_level=None)
+        file, fix = self.path.parent / f"{name}.lock", "set COMMISSURE_HOME to another folder"
+        try:
+            connection = sqlite3.connect(file, timeout=0, isolation_level=None)
+        except sqlite3.OperationalError as error:
+            raise InputError("store", str(self.path), f"a file {file} that can be opened ({error})", fix) from None
         try:
             try:
                 connection.execute("BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError:
-                fix = "wait for it, or set COMMISSURE_HOME to another folder"
-                raise InputError("store", str(self.path), f"no other {name} at work on it", fix) from None
+            except sqlite3.DatabaseError as error:
+                if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
+                    raise InputError("store", str(self.path), f"a lock at {file} ({error})", fix) from None
+                message = f"no other {name} at work on it"
+                raise InputError("store", str(self.path), message, f"wait for it, or {fix}") from None
             yield
         finally:
             connection.close()

@@ -95,11 +95,12 @@ class IsolatedExecutor(Executor):
         notice = (lambda fraction, text: self._on_notice(key, fraction, text)) if self._on_notice else None
         try:
             return worker.call((fn, args, kwargs), seconds, notice)
-        except (DeadlineExceeded, WorkerDied):
-            worker.kill()
-            with self._guard:
-                self._alive.discard(worker)
-            del self._local.worker
+        except BaseException:
+            if worker.is_busy:  # it died, ran late, or `on_notice` raised: its answer must not reach the next task
+                worker.kill()
+                with self._guard:
+                    self._alive.discard(worker)
+                del self._local.worker
             raise
 
     def _worker(self) -> _Worker:
@@ -123,9 +124,11 @@ class _Worker:
         self.process.start()
         remote.close()
         self.is_ready = False
+        self.is_busy = False  # owes the answer to a task
 
     def call(self, task: tuple, seconds: float | None, notice: Callable[[float, str], None] | None) -> Any:
         message = ForkingPickler.dumps(task)  # an unpicklable task raises here and leaves the worker alone
+        self.is_busy = True
         if not self.is_ready:  # the deadline is the task's: starting Python does not count
             self.is_ready = self._receive(None)
         end = None if seconds is None else time.monotonic() + seconds
@@ -133,6 +136,7 @@ class _Worker:
             self.pipe.send_bytes(message)
         while True:
             kind, *content = self._receive(end)
+            self.is_busy = kind == "notice"
             if kind == "result":
                 return content[0]
             if kind == "error":
