@@ -55,6 +55,10 @@ def test_judge_refuses_incomplete_rows() -> None:
         CLAIM.judge((GOOD[0], Row("y", "y", 1.0)), 3)
 
 
+def test_one_seed_has_no_interval_and_is_not_claimed() -> None:
+    assert CLAIM.judge((GOOD[0], Row("y", "y", 1.0)), 1) == "NOT CLAIMED"
+
+
 def test_bad_definitions() -> None:
     with pytest.raises(InputError, match="gate"):
         replace(CLAIM, gate=())

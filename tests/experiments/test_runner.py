@@ -12,6 +12,7 @@ import pytest
 
 from commissure.core.errors import InputError
 from commissure.experiments import runner
+from commissure.report import page
 from commissure.report.results import Entry, Report
 from commissure.runs import RunStore
 
@@ -50,6 +51,13 @@ def test_every_verdict_and_no_crash_spreads(toy_log: Log) -> None:
     assert "an Outcome" in entry(report, "nothing").note
     assert entry(report, "pass").data == "toy data"
     assert entry(report, "pass").rows[0].high == 2.1
+
+
+def test_what_the_report_cannot_hold_costs_one_row(toy_log: Log, tmp_path: Path) -> None:
+    report = runner.reproduce(claims=table("verdict", "nonote", "surrogate", "pass"), budget="smoke", workers=1)
+    assert verdicts(report) == {"verdict": "ERROR", "nonote": "ERROR", "surrogate": "ERROR", "pass": "PASS"}
+    assert "verdict" in entry(report, "verdict").note
+    assert page.write(report, tmp_path / "index.html").exists()
 
 
 def test_missing_module_is_an_error_row(toy_log: Log) -> None:

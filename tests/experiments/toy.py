@@ -39,6 +39,12 @@ def run(ctx: Context) -> Outcome:
         value = 0.5
     if name.startswith("few"):
         n_seeds = 2
+    if name.startswith("verdict"):
+        return Outcome((), "GREAT")  # type: ignore[arg-type]
+    if name.startswith("nonote"):
+        return Outcome((), "NOT RUN", note=None)  # type: ignore[arg-type]
+    if name.startswith("surrogate"):
+        return Outcome((), "NOT RUN", note="a file named \udcff")
     if name.startswith("print"):
         print("noise on stdout")
     if name.startswith("nothing"):

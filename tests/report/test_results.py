@@ -51,6 +51,7 @@ def test_counts_in_fixed_order(report: Report) -> None:
         (Bound("x", at_least=0, at_most=1), Row("x", "", 2.0), False),
         (Bound("x", at_least=1, side="low"), Row("x", "", 2.0, 0.9, 3.0), False),
         (Bound("x", at_most=1, side="high"), Row("x", "", 0.0, -1.0, 1.1), False),
+        (Bound("x", at_least=1, side="low"), Row("x", "", 2.0), False),
         (Bound("x", at_least=1), Row("x", "", math.nan), False),
         (Bound("x", at_most=1), Row("x", "", math.nan), False),
     ],

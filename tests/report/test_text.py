@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from commissure.report.results import Report
+from commissure.report.results import Report, Row
 from commissure.report.text import print_table
 
 
@@ -46,3 +47,10 @@ def test_only(report: Report) -> None:
     assert "toy.miss" in text
     assert "toy.pass" not in text
     assert "budget quick: 1 MISS" in text
+
+
+def test_a_row_without_a_label_or_an_interval_its_gate_is_on(report: Report) -> None:
+    few = replace(report.entries[2], rows=(Row("x", "", 3.0), Row("y", "gated on its low end", -1.0)))
+    text = printed(replace(report, entries=(few,)), 80)
+    assert "3.00" in text
+    assert "low end)  not met" in text

@@ -233,9 +233,7 @@ def test_a_lock_that_cannot_be_taken_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read_only", ["home", "home/runs.sqlite"])
-def test_a_read_only_store_is_refused_at_once(
-    read_only: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_store_is_refused_at_once(read_only: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     RunStore(tmp_path / "home" / "runs.sqlite").close()
     access = os.access  # for root everything is writable
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / read_only and access(path, mode))

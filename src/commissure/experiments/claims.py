@@ -53,15 +53,20 @@ class Claim:
             raise InputError(f"{self.id}.min_seeds", self.min_seeds, "an integer >= 1")
 
     def judge(self, rows: Sequence[Row], n_seeds: int) -> Verdict:
-        """PASS when every bound of the gate is met, else MISS; NOT CLAIMED below `min_seeds`."""
+        """PASS when every bound of the gate is met, else MISS; NOT CLAIMED below `min_seeds`.
+
+        A row the gate needs and, from `min_seeds` on, the end of an interval it needs must be there: `InputError`.
+        """
         found = {row.key: row for row in rows}
         missing = [bound.key for bound in self.gate if bound.key not in found]
         if missing:
             raise InputError(f"{self.id}.rows", sorted(found), f"rows for the keys of its gate, {missing} are missing")
-        is_met = all(bound.is_met(found[bound.key]) for bound in self.gate)
         if n_seeds < self.min_seeds:
             return "NOT CLAIMED"
-        return "PASS" if is_met else "MISS"
+        for bound in self.gate:
+            if bound.of(found[bound.key]) is None:
+                raise InputError(f"{bound.key}.{bound.side}", None, "a number, the gate is on this end of the interval")
+        return "PASS" if all(bound.is_met(found[bound.key]) for bound in self.gate) else "MISS"
 
 
 @dataclass(frozen=True)

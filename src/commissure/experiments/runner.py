@@ -178,8 +178,8 @@ def _run_batch(batch: Sequence[Claim], budget: Budget, executor: Executor) -> It
         yield [(claim, _entry(claim, future, limits[claim.id], waited)) for future, claim in done]
 
 
-def _measure(claim: Claim, budget: Budget) -> tuple[Outcome, float, float]:
-    """In the worker: the outcome, wall seconds and CPU seconds, the imports included."""
+def _measure(claim: Claim, budget: Budget) -> Entry:
+    """In the worker: the entry with its wall and CPU seconds, the imports included."""
     wall, cpu = time.perf_counter(), time.process_time()
     module = importlib.import_module(claim.module)
     outcome = module.run(Context(budget, claim, notify))
@@ -188,7 +188,15 @@ def _measure(claim: Claim, budget: Budget) -> tuple[Outcome, float, float]:
     check_figure(outcome.figure)  # here it costs one row, in the report it would cost them all
     if outcome.verdict in ("PASS", "MISS"):  # the gate decides, not the module
         outcome = replace(outcome, verdict=claim.judge(outcome.rows, outcome.n_seeds))
-    return outcome, time.perf_counter() - wall, time.process_time() - cpu
+    entry = replace(
+        _empty(claim, outcome.verdict, note=outcome.note, wall_s=time.perf_counter() - wall),
+        rows=outcome.rows,
+        n_seeds=outcome.n_seeds,
+        data=outcome.data,
+        figure=outcome.figure,
+        cpu_s=time.process_time() - cpu,
+    )
+    return entry_from_json(entry_to_json(entry))  # what the report cannot hold costs this row, not the reproduction
 
 
 def _entry(claim: Claim, future: Future, limit: float, waited: float) -> Entry:
@@ -200,15 +208,7 @@ def _entry(claim: Claim, future: Future, limit: float, waited: float) -> Entry:
     if error is not None:
         trace = "\n".join(getattr(error, "__notes__", ()))
         return _empty(claim, "ERROR", note=f"{type(error).__name__}: {error}", trace=trace, wall_s=waited)
-    outcome, wall, cpu = future.result()
-    return replace(
-        _empty(claim, outcome.verdict, note=outcome.note, wall_s=wall),
-        rows=outcome.rows,
-        n_seeds=outcome.n_seeds,
-        data=outcome.data,
-        figure=outcome.figure,
-        cpu_s=cpu,
-    )
+    return future.result()
 
 
 def _empty(claim: Claim, verdict: Verdict, *, note: str = "", trace: str = "", wall_s: float = 0.0) -> Entry:

@@ -89,11 +89,15 @@ class Bound:
         if self.at_least is None and self.at_most is None:
             raise InputError("at_least, at_most", (None, None), "at least one number")
 
+    def of(self, row: Row) -> float | None:
+        """The number of the row that is held to the inequality."""
+        return {"value": row.value, "low": row.low, "high": row.high}[self.side]
+
     def is_met(self, row: Row) -> bool:
-        """Whether the row satisfies the inequality; a missing interval end raises `InputError`, NaN never passes."""
-        value = {"value": row.value, "low": row.low, "high": row.high}[self.side]
+        """Whether the row satisfies the inequality; NaN and a missing interval end never do."""
+        value = self.of(row)
         if value is None:
-            raise InputError(f"{row.key}.{self.side}", None, "a number, the gate is on this end of the interval")
+            return False
         above = self.at_least is None or value >= self.at_least
         return above and (self.at_most is None or value <= self.at_most)
 

@@ -49,7 +49,7 @@ def _lines(entries: Sequence[_Plain], width: int, rule: str) -> Iterator[Text]:
         yield Text.assemble((entry.id, "bold"), filler, (entry.verdict, _STYLES[entry.verdict]), entry.seconds)
         yield from _paragraph(entry.paper, width)
         for row in entry.rows:
-            first, *others = textwrap.wrap(row.label, label - 2, subsequent_indent="  ")
+            first, *others = textwrap.wrap(row.label, label - 2, subsequent_indent="  ") or [""]
             middle = f"  {first:<{label - 2}}  {row.ours:<{ours}}  {row.gate:<{gate}}  "
             yield Text.assemble(middle, (f"{row.met:>{_MET}}", _STYLES["MISS"] if row.met == "not met" else ""))
             for other in others:
