@@ -165,7 +165,7 @@ class _Worker:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """The environment of a new process: libraries read it when they load, numpy before any code of ours could set it."""
+    """The environment of a new process: libraries read it when they load, numpy before the process could set it."""
     with _spawning:
         before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
