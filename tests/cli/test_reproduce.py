@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
 import time
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from commissure.core.errors import InputError
+from commissure.experiments import cli as experiments_cli
 from commissure.report.results import Report
 
 Toy = Any  # the fixture's type lives in conftest.py
@@ -70,6 +73,28 @@ def test_json_is_alone_on_stdout(toy: Toy) -> None:
     report = Report.from_json(out)
     assert [entry.id for entry in report.entries] == ["toy.print", "toy.pass"]
     assert json.loads(out)["budget"] == "smoke"
+
+
+def test_the_report_is_written_though_nobody_reads_the_table(toy: Toy) -> None:
+    for arguments in ((), ("--json",)):
+        process = toy.start(["pass"], "--report-dir", f"reports{len(arguments)}", *arguments)
+        process.stdout.close()  # as in `commissure reproduce | head -0`
+        process.stderr.read()
+        assert process.wait(timeout=120) != 0
+        process.stderr.close()
+        report = Report.from_json((toy.folder / f"reports{len(arguments)}" / "smoke.json").read_text("utf-8"))
+        assert report.entries[0].verdict == "PASS"
+
+
+def test_a_read_only_report_folder_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(**options: object) -> Report:
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr(experiments_cli, "run", run)
+    access = os.access  # for root everything is writable
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and access(path, mode))
+    with pytest.raises(InputError, match=r"report_dir.*Permission denied"):
+        experiments_cli.reproduce(report_dir=tmp_path)
 
 
 def test_bad_input_exits_2(toy: Toy) -> None:

@@ -101,6 +101,15 @@ def test_hostile_pickles_are_refused_before_they_act(tmp_path: Path, kind: str, 
     assert not trace.exists()
 
 
+@pytest.mark.parametrize(
+    ("function", "named"), [(os.system, r"(posix|nt)\.system"), (eval, "builtins.eval"), (_mark, "_mark")]
+)
+def test_a_refusal_names_the_function(tmp_path: Path, function: Callable[..., Any], named: str) -> None:
+    content = {"data": [], "beside": _Reduced(function, "1")}  # not even beside the data
+    with pytest.raises(InputError, match=rf"{named}': expected a pickle of tensors"):
+        read_graphs(_write(tmp_path / "hostile.pkl", content))
+
+
 def test_the_hostile_payloads_do_act_when_they_are_unpickled_freely(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     for kind in ("os.system", "builtins.eval", "own function", "pickle.loads"):

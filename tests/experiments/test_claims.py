@@ -25,10 +25,9 @@ def test_table_is_sound() -> None:
         assert claim.module.startswith("commissure.experiments.")
 
 
-def test_first_four_claims_fit_their_share() -> None:
+def test_first_four_claims() -> None:
     first = {claim.id: claim for claim in CLAIMS[:4]}
     assert set(first) == {"bridges.least_squares", "decode.latency", "decode.accuracy", "decode.stream"}
-    assert sum(claim.cost.quick for claim in first.values()) <= 110
     assert first["decode.latency"].exclusive
     assert first["decode.accuracy"].min_seeds == 5
 

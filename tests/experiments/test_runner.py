@@ -127,6 +127,18 @@ def test_other_budget_or_source_does_not_resume(toy_log: Log, tmp_path: Path, mo
     assert starts(toy_log()).count("pass") == 3
 
 
+def test_other_package_versions_do_not_resume(toy_log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(entry: Entry) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.reproduce(claims=table("pass", "pass2"), budget="smoke", workers=1, on_entry=interrupt)
+    monkeypatch.setattr(runner, "versions", lambda: {"torch": "other"})
+    n_starts = len(starts(toy_log()))
+    runner.reproduce(claims=table("pass", "pass2"), budget="smoke", workers=1)
+    assert starts(toy_log())[n_starts:] == ["pass", "pass2"]
+
+
 def test_selection_keeps_the_whole_table(toy_log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     claims = table("pass", "miss", "few")
     report = runner.reproduce(claims=claims, only=["toy.miss"], budget="smoke", workers=1)
@@ -136,6 +148,9 @@ def test_selection_keeps_the_whole_table(toy_log: Log, monkeypatch: pytest.Monke
     monkeypatch.setattr(runner, "source_digest", lambda: "other")
     report = runner.reproduce(claims=claims, only=["toy.pass"], budget="smoke", workers=1)
     assert verdicts(report) == {"pass": "PASS", "miss": "NOT RUN", "few": "NOT RUN"}, "other code measured those"
+    monkeypatch.setattr(runner, "versions", lambda: {"torch": "other"})
+    report = runner.reproduce(claims=claims, only=["toy.few"], budget="smoke", workers=1)
+    assert verdicts(report) == {"pass": "NOT RUN", "miss": "NOT RUN", "few": "NOT CLAIMED"}, "other packages did"
 
 
 def test_cost_zero_is_not_run(toy_log: Log) -> None:

@@ -32,7 +32,9 @@ def odd(): raise Odd(1, 2)
 def interrupt(): os.kill(os.getpid(), signal.SIGINT); time.sleep(0.05); return "alive"
 def threads():
     import torch
-    return torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
+    from threadpoolctl import threadpool_info
+    import numpy, scipy.linalg
+    return torch.get_num_threads(), {pool["num_threads"] for pool in threadpool_info()}
 def tell():
     for k in range(3):
         notify(k / 2, f"step {k}"); time.sleep(0.15)
@@ -88,10 +90,20 @@ def test_deadline_counts_from_the_start_of_the_task(tasks: object) -> None:
         assert quick.result() is None
 
 
-def test_workers_use_one_thread_ignore_ctrl_c_and_report(tasks: object) -> None:
+@pytest.mark.parametrize("of_parent", [None, "2"])
+def test_workers_use_one_thread(tasks: object, of_parent: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("threadpoolctl", reason="comes with scikit-learn")
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False) if of_parent is None else monkeypatch.setenv(name, of_parent)
+    before = dict(os.environ)
+    with IsolatedExecutor(1) as pool:
+        assert pool.submit(tasks.threads).result() == (1, {1})
+    assert dict(os.environ) == before
+
+
+def test_workers_ignore_ctrl_c_and_report(tasks: object) -> None:
     seen: list[tuple[str, float, str]] = []
     with IsolatedExecutor(1, on_notice=lambda *notice: seen.append(notice)) as pool:
-        assert pool.submit(tasks.threads).result() == (1, "1")
         assert pool.submit(tasks.interrupt).result() == "alive"
         pool.submit_within(30, "key", tasks.tell).result()
     assert seen == [("key", 0.0, "step 0"), ("key", 0.5, "step 1"), ("key", 1.0, "step 2")]

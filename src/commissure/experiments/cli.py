@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -57,18 +59,20 @@ def reproduce(
     chosen = select(claims, only)
     try:
         report_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(report_dir, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise InputError("report_dir", str(report_dir), f"a folder that can be written ({error.strerror})") from None
     with _display(chosen, budget) as (on_progress, on_entry):
         report = run(
             claims=claims, only=only, budget=budget, workers=workers, on_progress=on_progress, on_entry=on_entry
         )
+    written = [report.write(report_dir / f"{budget}.json"), page.write(report, report_dir / "index.html")]
     ids = tuple(claim.id for claim in chosen)
     if as_json:
         print(json.dumps(json.loads(report.to_json(figures=False)), indent=1))  # noqa: T201 (ASCII for any terminal)
     else:
         print_table(report, only=ids)
-    written = [report.write(report_dir / f"{budget}.json"), page.write(report, report_dir / "index.html")]
     print("wrote " + " and ".join(map(str, written)), file=sys.stderr)  # noqa: T201
     verdicts = {entry.verdict for entry in report.entries if entry.id in ids}
     return 3 if "ERROR" in verdicts else 1 if strict and "MISS" in verdicts else 0
@@ -84,10 +88,10 @@ def _display(claims: Sequence[Claim], budget: Budget) -> Iterator[tuple[OnProgre
     done = dict.fromkeys(cost, 0.0)  # every key from the start: lanes write while the bar reads
     begin = time.monotonic()
     bar = progress.Progress(
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.TaskProgressColumn(),
-        progress.TextColumn("{task.fields[rate]}"),
+        progress.TextColumn("{task.fields[rate]}", markup=False),
         progress.TimeElapsedColumn(),
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(elapsed_when_finished=False),

@@ -2,8 +2,8 @@
 
 Claims share a pool of single-threaded processes; `exclusive` ones (timings) run one by one after it has drained.  A
 claim that raises, dies or passes its deadline becomes an ERROR row and the others go on.  Each finished row is in the
-run store before the next is waited for, so an interrupted reproduction, called again with the same budget, selection
-and source, continues where it stopped; a finished one starts anew.
+run store before the next is waited for, so an interrupted reproduction, called again with the same budget, selection,
+source and package versions, continues where it stopped; a finished one starts anew.
 """
 
 from __future__ import annotations
@@ -91,10 +91,11 @@ def reproduce(
 ) -> Report:
     """Measure the selected claims and return the report on the whole table.
 
-    Claims outside the selection appear with the row that this very source last gave them at this budget, else as NOT
-    RUN.  `executor` (any `concurrent.futures.Executor`; it is left open) replaces the process pool: crashes are then
-    isolated as well as it isolates them, and a deadline ends the waiting, not the work.  `on_progress(id, fraction,
-    text)` may be called from other threads; `on_entry` gets each finished entry, resumed ones included.
+    Claims outside the selection appear with the row that this very source and these package versions last gave them at
+    this budget, else as NOT RUN.  `executor` (any `concurrent.futures.Executor`; it is left open) replaces the process
+    pool: crashes are then isolated as well as it isolates them, and a deadline ends the waiting, not the work.
+    `on_progress(id, fraction, text)` may be called from other threads; `on_entry` gets each finished entry, resumed
+    ones included.
     """
     if budget not in get_args(Budget):
         raise InputError("budget", budget, f"one of {', '.join(get_args(Budget))}")
@@ -230,9 +231,9 @@ class _Journal:
 
     @classmethod
     def open(cls, store: RunStore, selected: Sequence[Claim], budget: Budget) -> _Journal:
-        """The unfinished reproduction of the same budget, selection and source, else a new one."""
+        """The unfinished reproduction of the same budget, selection, source and versions, else a new one."""
         store.migrate("experiments", _MIGRATIONS)
-        key = hashlib.sha256(repr((budget, selected, source_digest())).encode()).hexdigest()
+        key = hashlib.sha256(repr((budget, selected, source_digest(), versions())).encode()).hexdigest()
         unfinished = store.query(
             """SELECT id FROM reproductions AS r WHERE key = ? AND n_claims >
                (SELECT count(*) FROM reproduction_rows WHERE reproduction_id = r.id) ORDER BY id DESC LIMIT 1""",
@@ -256,7 +257,7 @@ class _Journal:
         run = Run(
             "claim",
             claim.id,
-            {"budget": self.budget, "claim": repr(claim), "source": source_digest()},
+            self._config(claim),
             wall_s=entry.wall_s,
             cpu_s=entry.cpu_s,
             metrics={"verdict": entry.verdict, "entry": entry_to_json(entry)},
@@ -269,10 +270,12 @@ class _Journal:
         return entry
 
     def latest(self, claim: Claim) -> Entry | None:
-        """The newest entry this very source gave a claim at this budget."""
-        wanted = {"budget": self.budget, "claim": repr(claim), "source": source_digest()}
-        digest = Run("claim", claim.id, wanted).config_digest
+        """The newest entry this very source, with these versions, gave a claim at this budget."""
+        digest = Run("claim", claim.id, self._config(claim)).config_digest
         rows = self.store.query(
             "SELECT max(id) FROM runs WHERE kind = 'claim' AND name = ? AND config_digest = ?", (claim.id, digest)
         )
         return None if rows[0][0] is None else entry_from_json(self.store.run(rows[0][0]).metrics["entry"])
+
+    def _config(self, claim: Claim) -> dict[str, object]:
+        return {"budget": self.budget, "claim": repr(claim), "source": source_digest(), "versions": versions()}

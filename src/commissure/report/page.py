@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib import resources
 from pathlib import Path
+from xml.etree import ElementTree
 
 from commissure.core.errors import InputError
 from commissure.report.results import Entry, Report, Row, write_whole
@@ -15,7 +16,8 @@ MAX_BYTES = 1_500_000  # a report opens at once and can be mailed
 MAX_FIGURE = 200_000  # a curve of a thousand points takes a tenth of it
 _MARKS = {"PASS": "✓", "MISS": "✗", "NOT CLAIMED": "~", "NOT RUN": "○", "ERROR": "!"}  # a verdict is never color alone
 _UNSAFE = re.compile(
-    r"<script|<foreignObject|<image|\son\w+\s*=|(?:href|src)\s*=\s*[\"'](?!#)|url\((?!#)", re.IGNORECASE
+    r"<(?:script|style|foreignObject|image|iframe|animate|set)\b|[\s/]on\w+\s*=|(?:href|src)\s*=\s*(?![\"']#)|url\((?!#)",
+    re.IGNORECASE,
 )
 
 
@@ -46,11 +48,19 @@ def check_figure(figure: str | None) -> None:
     if figure is None:
         return
     found = _UNSAFE.search(figure)
-    if not figure.lstrip().startswith("<svg") or found:
+    if found or not _is_one_svg(figure):
         what = found[0] if found else figure[:40]
         raise InputError("figure", what, "inline SVG without scripts or outside references", "use style.to_svg")
     if len(figure) > MAX_FIGURE:
         raise InputError("figure", f"{len(figure)} characters", f"at most {MAX_FIGURE}", "draw fewer points")
+
+
+def _is_one_svg(figure: str) -> bool:
+    """Well-formed, nothing before the `<svg>` and nothing after it: the page around it stays whole."""
+    try:
+        return figure.startswith("<svg") and ElementTree.fromstring(figure).tag.rpartition("}")[2] == "svg"
+    except ElementTree.ParseError:
+        return False
 
 
 def _minus(text: str) -> str:

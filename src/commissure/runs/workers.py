@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _NOTICE_INTERVAL_S = 0.1  # a progress bar needs no more, and a tight loop must not spend its time in a pipe
+
+_spawning = threading.Lock()
 
 _channel: Connection | None = None
 _last_notice = 0.0
@@ -121,7 +123,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, remote = context.Pipe()
         self.process = context.Process(target=_serve, args=(remote,), daemon=True)
-        self.process.start()
+        with _one_thread():
+            self.process.start()
         remote.close()
         self.is_ready = False
         self.is_busy = False  # owes the answer to a task
@@ -158,6 +161,22 @@ class _Worker:
     def kill(self) -> None:
         self.process.kill()
         self.process.join(5)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The environment of a new process: libraries read it when they load, numpy before the process could set it."""
+    with _spawning:
+        before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def _exit_reason(code: int | None) -> str:
@@ -213,15 +232,11 @@ def _pickled_error(error: BaseException) -> Any:
 
 def _isolate() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in _THREAD_VARIABLES:
-        os.environ[name] = "1"
     sys.stdout.flush()
     os.dup2(2, 1)  # results travel through the pipe; stdout belongs to the parent's result
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    if "torch" in sys.modules:  # otherwise torch reads the variables when it is first imported
-        sys.modules["torch"].set_num_threads(1)
 
 
 def _end_with(parent: Any) -> None:
