@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -133,7 +133,7 @@ class POSSM(nn.Module):
         out_dim: int | None = None,
         auxiliary_dim: int | None = None,
         seed: int = 0,
-    ) -> Self:
+    ) -> POSSM:
         """A preset's architecture and fit (`possm-ss`, `possm-direct`), with the task's own sizes.
 
         >>> POSSM.from_preset("possm-ss", backbone="s4d").config.t_min
@@ -262,7 +262,7 @@ class POSSM(nn.Module):
         validation: SpikeRecording | Sequence[SpikeRecording] | None = None,
         seed: int = 0,
         progress: Callable[[int, int, float], None] | None = None,
-    ) -> Self:
+    ) -> POSSM:
         """Fit on recordings (one window a trial, random windows where there are no trials).
 
         `config` defaults to the preset's.  With `validation` recordings of the same sessions, training stops early on
@@ -343,7 +343,7 @@ class POSSM(nn.Module):
         save_file({name: t.contiguous() for name, t in self.state_dict().items()}, str(path), metadata=metadata)
 
     @classmethod
-    def load(cls, path: str | Path, *, mixer: MixerFactory | None = None) -> Self:
+    def load(cls, path: str | Path, *, mixer: MixerFactory | None = None) -> POSSM:
         """Read a model written by `save`; one with its own backbone needs that backbone's factory as `mixer`."""
         try:
             with safe_open(str(path), "pt") as file:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ class TorchStep:
     def idle(self) -> None:
         """Nothing can be prepared here."""
 
-    def copy(self) -> Self:
+    def copy(self) -> TorchStep:
         """An independent engine in the same state, sharing the model."""
         other = copy.copy(self)
         other._units, other._offsets = list(self._units), list(self._offsets)
