@@ -152,8 +152,7 @@ def _possm_and_streams() -> None:
                 stream.warmup(1)
                 assert stream.poll(0.05).values.shape == (5, 2)
                 stream.save(Path(folder) / "stream")
-                if engine != "torch" or model.config.backbone != "attention":
-                    stream.load(Path(folder) / "stream")
+                stream.load(Path(folder) / "stream")
                 stream.copy().step(np.zeros(0), np.zeros(0, int))
                 stream.advance(2)
                 stream.idle()
