@@ -498,11 +498,13 @@ def _count_blocks(counts: Any) -> tuple[bool, list[np.ndarray]]:
             raise InputError(name, array.shape, "one bin and one unit or more")
         if blocks and array.shape[1] != blocks[0].shape[1]:
             raise InputError(name, array.shape, f"{blocks[0].shape[1]} units, as in counts[0]")
-        wrong = np.argwhere((array < 0) | (array != np.round(array)))
+        wrong = np.argwhere((array < 0) | (array >= 2**31) | (array != np.round(array)))
         if len(wrong):
             where = tuple(wrong[0].tolist())
             fix = "counts are spikes per bin: multiply rates by bin_s and round"
-            raise InputError(f"{name}[{where[0]}, {where[1]}]", float(array[where]), "an integer >= 0", fix)
+            raise InputError(
+                f"{name}[{where[0]}, {where[1]}]", float(array[where]), "an integer >= 0, below 2**31", fix
+            )
         blocks.append(array.astype(np.int64))
     return is_trials, blocks
 
