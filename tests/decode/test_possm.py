@@ -376,3 +376,16 @@ def test_bins_longer_than_the_chunks_are_refused_before_any_work() -> None:
     for call in (model.predict, model.score):
         with pytest.raises(InputError, match=r"chunk_s = 0.05.*chunk_s=0.1"):
             call(coarse)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_model_in_another_type_predicts_and_is_saved(dtype: torch.dtype, tmp_path: Path) -> None:
+    recording = make_recording(duration=1.0)
+    model = POSSM.from_preset("possm-direct", auxiliary_dim=0)
+    model.add_session(recording)
+    expected = model.predict(recording)
+    model.to(dtype).save(tmp_path / "model")
+    loaded = POSSM.load(tmp_path / "model")
+    assert loaded.unit_embedding.dtype == dtype
+    np.testing.assert_array_equal(loaded.predict(recording), model.predict(recording))
+    np.testing.assert_allclose(model.predict(recording), expected, atol=0.05)

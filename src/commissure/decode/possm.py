@@ -322,7 +322,7 @@ class POSSM(nn.Module):
             window = cut_window(recording, start + first * chunk_s, stop=end, chunk_s=chunk_s, times=times)
             batch = collate([window], [session], [first_unit], device=self.unit_embedding.device)
             outputs, state = self(batch, state)
-            result[window.samples] = self.denormalize(outputs)[:, : self.config.out_dim].cpu().numpy()
+            result[window.samples] = self.denormalize(outputs)[:, : self.config.out_dim].double().cpu().numpy()
 
     def step_weights(self, session: str) -> PossmWeights:
         """The arrays of the streaming engine for one session."""
