@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -36,7 +35,7 @@ class RotaryTime(nn.Module):
         periods = torch.logspace(math.log10(t_min), math.log10(t_max), n, dtype=torch.float64)
         self.register_buffer("periods", periods, persistent=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryTime:
         """Follow the device, not the dtype."""
         periods = self.periods
         super()._apply(fn, recurse)
