@@ -54,7 +54,10 @@ def test_stream_keeps_the_clock(session: tuple[Path, Path], capsys: pytest.Captu
     recording, model = session
     capsys.readouterr()
     assert main(["decode", "stream", str(model), "--replay", str(recording), "--speed", "20", "--json"]) == 0
-    assert read(capsys)["wall_s"] >= 20 / 20 * 0.99
+    summary = read(capsys)
+    assert summary["wall_s"] >= 20 / 20 * 0.99
+    assert summary["late"] == summary["dropped"] == 0, "a slow computer skips readouts, it loses no spike"
+    assert summary["chunks"] == summary["predictions"] + summary["skipped"] == 400
 
 
 @pytest.mark.parametrize(

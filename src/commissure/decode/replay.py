@@ -1,7 +1,7 @@
 """Replay of a recording through the streaming decoder, against the clock or as fast as possible.
 
-Spikes are pushed in packets of `PACKET_S` of the recording's time, as an acquisition system would send them, and the
-decoder is polled after each packet with the time that packet ends at.  Every segment is a new stream.
+Every `PACKET_S` of the recording's time, or as soon as the computer gets to it, the spikes that have arrived by then are
+pushed, as an acquisition system would send them, and the decoder is polled.  Every segment is a new stream.
 """
 
 from __future__ import annotations
@@ -94,15 +94,16 @@ def _stream_segment(
     decoder.reset(start)
     inside = recording.segment_index(recording.times) == recording.segment_index([start])[0]
     times, units = recording.times[inside], recording.units[inside]
-    edges = start + PACKET_S * np.arange(bin_count(start, stop, PACKET_S) + 1)
-    cuts = np.searchsorted(times, edges)
-    cuts[-1] = len(times)
-    begin = time.perf_counter()
-    for first, last, end in zip(cuts[:-1], cuts[1:], edges[1:], strict=True):
+    begin, first, now = time.perf_counter(), 0, start
+    while now < stop:
+        due = now + PACKET_S
         if speed:
-            time.sleep(max(0.0, begin + (end - start) / speed - time.perf_counter()))
-        decoder.push(times[first:last], units[first:last])
-        now = max(end, start + (time.perf_counter() - begin) * speed)
+            time.sleep(max(0.0, begin + (due - start) / speed - time.perf_counter()))
+            due = max(due, start + (time.perf_counter() - begin) * speed)
+        now = min(due, stop)
+        last = len(times) if now == stop else int(np.searchsorted(times, now))
+        decoder.push(times[first:last], units[first:last])  # all that has arrived by now, before asking for results
+        first = last
         while (prediction := decoder.poll(now)) is not None:
             yield prediction
         decoder.idle()
