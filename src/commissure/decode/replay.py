@@ -1,7 +1,7 @@
 """Replay of a recording through the streaming decoder, against the clock or as fast as possible.
 
-Every `PACKET_S` of the recording's time, or as soon as the computer gets to it, the spikes that have arrived by then are
-pushed, as an acquisition system would send them, and the decoder is polled.  Every segment is a new stream.
+Every `PACKET_S` of the recording's time, or as soon as the computer gets to it, the spikes that have arrived by then
+are pushed, as an acquisition system would send them, and the decoder is polled.  Every segment is a new stream.
 """
 
 from __future__ import annotations
