@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,18 @@ def wait_for_line(toy: Toy, line: str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not any(entry.startswith(line) for entry in toy.log()):
         assert time.monotonic() < end, f"{line!r} never came: {toy.log()}"
+        time.sleep(0.02)
+
+
+def wait_for_rows(toy: Toy, n: int, seconds: float = 60) -> None:
+    """Until `n` rows are in the run store: a claim may end well before the parent has written its row."""
+    end = time.monotonic() + seconds
+    while True:
+        with closing(sqlite3.connect(toy.folder / "home" / "runs.sqlite")) as store:
+            (found,) = store.execute("SELECT count(*) FROM reproduction_rows").fetchone()
+        if found >= n:
+            return
+        assert time.monotonic() < end, f"{found} of {n} rows"
         time.sleep(0.02)
 
 
@@ -102,6 +116,7 @@ def test_a_killed_reproduction_resumes_and_repeats_nothing(toy: Toy, how: signal
     gate.touch()
     process = toy.start(["pass", "crash", "gated", "pass2"])
     wait_for_line(toy, "gated start")
+    wait_for_rows(toy, 2)
     worker = int(toy.log()[-1].split()[-1])
     process.send_signal(how)
     out, err = process.communicate(timeout=60)

@@ -191,7 +191,11 @@ def test_bad_input() -> None:
     model = _gru(1).fit(_recording())
     counts = np.ones((3, 4), int)
     with pytest.raises(InputError, match="6 missing"):
-        model.predict(SpikeRecording.from_counts(counts, 0.1, behavior=np.zeros((3, 2)), session="t"))
+        model.predict(
+            SpikeRecording.from_counts(
+                counts, 0.1, behavior=np.zeros((3, 2)), unit_ids=_recording().unit_ids[:4], session="t"
+            )
+        )
     wide = SpikeRecording.from_counts(np.ones((3, 10), int), 0.1, behavior=np.zeros((3, 3)), session="s")
     with pytest.raises(InputError, match=r"recordings\[1\]\.behavior"):
         _gru(1).fit([_recording(), wide])

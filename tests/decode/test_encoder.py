@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from commissure.decode.encoder import SpikeEncoder, SpikeTokens, encode_padded_reference, segment_softmax
-from commissure.decode.rotary import RotaryTime, rotate
+from commissure.decode.rotary import RotaryTime
+from commissure.nn.rotary import turn_pairs
 
 CHUNK_S = 0.05
 
@@ -118,7 +119,7 @@ def test_one_spike_has_weight_one_and_a_closed_form() -> None:
     time = torch.tensor([0.0123], dtype=torch.float64)
     tokens = SpikeTokens(torch.tensor([4]), time, torch.tensor([0]), 1)
     _, value = encoder.key_value_table(embedding)
-    z = encoder.latent + encoder.out(rotate(value[4:5], *encoder.turn(time, torch.float64)))
+    z = encoder.latent + encoder.out(turn_pairs(value[4:5], *encoder.turn(time, torch.float64)))
     torch.testing.assert_close(encoder(tokens, embedding), z + encoder.ffn(z), rtol=0, atol=1e-12)
 
 
@@ -149,9 +150,9 @@ def test_rotation_keeps_lengths_and_scores_depend_on_differences() -> None:
     turn = RotaryTime(16, t_min=1e-4, t_max=10.0)
     x, y = make_embedding(2)
     at = {t: turn(torch.tensor([t], dtype=torch.float64), torch.float64) for t in (0.02, 0.07, 0.05)}
-    torch.testing.assert_close(rotate(x, *(a[0] for a in at[0.02])).norm(), x.norm(), rtol=1e-12, atol=0)
-    pair = rotate(x, *(a[0] for a in at[0.02])) @ rotate(y, *(a[0] for a in at[0.07]))
-    torch.testing.assert_close(pair, x @ rotate(y, *(a[0] for a in at[0.05])), rtol=0, atol=1e-9)
+    torch.testing.assert_close(turn_pairs(x, *(a[0] for a in at[0.02])).norm(), x.norm(), rtol=1e-12, atol=0)
+    pair = turn_pairs(x, *(a[0] for a in at[0.02])) @ turn_pairs(y, *(a[0] for a in at[0.07]))
+    torch.testing.assert_close(pair, x @ turn_pairs(y, *(a[0] for a in at[0.05])), rtol=0, atol=1e-9)
 
 
 def test_segment_softmax_is_the_softmax_of_each_segment() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -226,18 +227,31 @@ def test_bad_input_is_named() -> None:
         model.predict(make_recording(seed=5))
     with pytest.raises(InputError, match="unit_ids"):
         model.predict(make_recording(n_units=4))
-    with pytest.raises(InputError, match=r"at = '99.0 \(index 1\)'"):
+    with pytest.raises(InputError, match=r"at\[1\] = 99.0"):
         model.predict(recording, at=np.array([1.0, 99.0]))
     with pytest.raises(InputError, match="one of possm-direct, possm-ss"):
         POSSM.from_preset("possm-xl")
-    with pytest.raises(InputError, match=r"POSSMConfig.chunk_s = 0.0"):
-        POSSM(chunk_s=0.0)
+    for chunk_s in (0.0, 1e-9, np.inf):
+        with pytest.raises(InputError, match=rf"POSSMConfig.chunk_s = {chunk_s}"):
+            POSSM(chunk_s=chunk_s)
+    with pytest.raises(InputError, match="t_min < t_max"):
+        POSSM(t_min=1.0, t_max=0.1)
+    with pytest.raises(InputError, match="a SequenceMixer"):
+        POSSM(backbone=lambda dim: torch.nn.Linear(dim, dim))
     with pytest.raises(InputError, match="out_dim=2"):
         POSSM(out_dim=3).fit(recording)
     with pytest.raises(InputError, match="window_s"):
         model.fit(recording, config=model.fit_config.model_copy(update={"window_s": 10.0}))
     with pytest.raises(InputError, match="recordings"):
         model.fit([])
+    with pytest.raises(InputError, match=r"recordings\[1\] = 'ndarray'"):
+        model.fit([recording, np.zeros(3)])  # type: ignore[list-item]
+    silent = SpikeRecording([0.1], [0], unit_ids=("u",), behavior=np.zeros((0, 2)), behavior_times=[], session="s")
+    with pytest.raises(InputError, match=r"recordings\[0\].behavior = \(0, 2\)"):
+        model.fit(silent)
+    with pytest.raises(InputError, match=r"validation\[0\].session = 'session-5'.*session-0"):
+        model.fit(recording, validation=make_recording(seed=5))
+    assert list(model.sessions) == ["session-0"]
 
 
 def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
@@ -248,3 +262,130 @@ def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
     for name in ("text", "missing", "other.safetensors"):
         with pytest.raises(InputError, match="path"):
             POSSM.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda tensors, metadata: metadata.pop("config"), "POSSMConfig"),
+        (lambda tensors, metadata: metadata.pop("vocabulary"), "Vocabulary"),
+        (lambda tensors, metadata: tensors.pop("unit_embedding"), "unit_embedding"),
+        (lambda tensors, metadata: tensors.pop("readout.output.bias"), "readout.output.bias"),
+        (lambda tensors, metadata: tensors.clear(), "weights of its configuration"),
+        (lambda tensors, metadata: tensors.update(unit_scale=torch.ones(3)), "unit_scale"),
+        (lambda tensors, metadata: tensors.update(extra=torch.ones(3)), "extra"),
+        (lambda tensors, metadata: tensors["encoder.latent"].fill_(torch.nan), r"damaged: encoder\.latent"),
+    ],
+)
+def test_damaged_checkpoints_are_refused(tmp_path: Path, damage: Callable, message: str) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "model.safetensors"
+    model = POSSM(dim=32, rnn_dim=8)
+    model.add_session(make_recording())
+    model.save(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    damage(tensors, metadata)
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(InputError, match=message):
+        POSSM.load(path)
+
+
+def test_output_times_may_come_in_any_order_across_trials() -> None:
+    whole = make_recording()
+    recording = SpikeRecording(
+        whole.times,
+        whole.units,
+        unit_ids=whole.unit_ids,
+        behavior=whole.behavior,
+        behavior_times=whole.behavior_times,
+        session=whole.session,
+        trials=np.array([[0.0, 1.5], [1.5, 2.5], [2.5, 4.0]]),
+    )
+    model = make_model("possm-direct", "gru", recording)
+    order = np.random.default_rng(0).permutation(len(recording.behavior_times))
+    shuffled = model.predict(recording, at=recording.behavior_times[order])
+    np.testing.assert_array_equal(shuffled, model.predict(recording)[order])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_changing_later_spikes_changes_no_earlier_output(name: str, backbone: str) -> None:
+    recording, at = make_recording(duration=1.0), np.array([0.1, 0.449, 0.451, 0.9])
+    model = make_model(name, backbone, recording)
+    before = model.predict(recording, at=at)
+    units = np.where(recording.times >= 0.45, (recording.units + 1) % 9, recording.units)
+    changed = SpikeRecording(
+        recording.times,
+        units,
+        unit_ids=recording.unit_ids,
+        behavior=recording.behavior,
+        behavior_times=recording.behavior_times,
+        session=recording.session,
+    )
+    difference = np.abs(model.predict(changed, at=at) - before).max(1)
+    assert (difference[:2] == 0).all()
+    assert (difference[2:] > 1e-6).all()
+
+
+@pytest.mark.parametrize("start", [0.0, 1e6, 1.7e9])
+def test_windows_hold_every_spike_once_in_the_chunk_it_opens(start: float) -> None:
+    """Spikes on chunk edges, as summed, multiplied and one rounding beside, in windows laid end to end."""
+    edges = start + np.concatenate([np.arange(60) * CHUNK_S, np.cumsum(np.full(59, CHUNK_S))])
+    times = np.sort(np.concatenate([edges, np.nextafter(edges, np.inf), np.nextafter(edges[1:], -np.inf)]))
+    recording = SpikeRecording(
+        times,
+        np.zeros(len(times), int),
+        unit_ids=("u",),
+        behavior=np.zeros((1, 1)),
+        behavior_times=[start],
+        session="s",
+        trials=[[start, start + 60 * CHUNK_S]],
+    )
+    counts = [
+        np.bincount(window.chunk, minlength=window.n_chunks)
+        for b in range(0, 60, 7)
+        for window in [
+            cut_window(recording, start + b * CHUNK_S, stop=start + min(b + 7, 60) * CHUNK_S, chunk_s=CHUNK_S)
+        ]
+    ]
+    expected = recording.binned(CHUNK_S)[0].counts[:, 0]
+    np.testing.assert_array_equal(np.concatenate(counts), expected)
+    assert expected.sum() == recording.binned(10.0)[0].counts.sum()
+
+
+def test_a_spike_in_a_last_chunk_shorter_than_the_edge_tolerance_is_kept() -> None:
+    start, stop = 0.0, 0.1 + 0.5e-9
+    recording = SpikeRecording(
+        [0.1 - 0.8e-9], [0], unit_ids=("u",), behavior=[[1.0]], behavior_times=[0.1 - 0.8e-9], session="s",
+        trials=[[start, stop]],
+    )  # fmt: skip
+    window = cut_window(recording, start, stop=stop, chunk_s=CHUNK_S)
+    assert (window.n_chunks, window.chunk.tolist(), window.query_chunk.tolist()) == (2, [1], [1])
+
+
+def test_bins_longer_than_the_chunks_are_refused_before_any_work() -> None:
+    recording = make_recording()
+    model = make_model("possm-ss", "gru", recording)
+    coarse = SpikeRecording.from_counts(
+        np.ones((8, 9), int), 0.1, behavior=np.zeros((8, 2)), unit_ids=recording.unit_ids, session=recording.session
+    )
+    for call in (model.predict, model.score):
+        with pytest.raises(InputError, match=r"chunk_s = 0.05.*chunk_s=0.1"):
+            call(coarse)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_model_in_another_type_predicts_and_is_saved(dtype: torch.dtype, tmp_path: Path) -> None:
+    recording = make_recording(duration=1.0)
+    model = POSSM.from_preset("possm-direct", auxiliary_dim=0)
+    model.add_session(recording)
+    expected = model.predict(recording)
+    model.to(dtype).save(tmp_path / "model")
+    loaded = POSSM.load(tmp_path / "model")
+    assert loaded.unit_embedding.dtype == dtype
+    np.testing.assert_array_equal(loaded.predict(recording), model.predict(recording))
+    np.testing.assert_allclose(model.predict(recording), expected, atol=0.05)

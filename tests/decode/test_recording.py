@@ -192,6 +192,7 @@ def test_continuous_counts() -> None:
     ("changes", "message"),
     [
         ({"counts": [[0, -1]]}, r"^counts\[0, 1\] = -1.0: expected an integer >= 0"),
+        ({"counts": [[0, 1e20]]}, r"^counts\[0, 1\] = 1e\+20: expected an integer >= 0, below"),
         ({"counts": [[0, 0.5]]}, r"^counts\[0, 1\] = 0.5: .*multiply rates by bin_s"),
         ({"counts": [[0, np.nan]]}, r"^counts\[0, 1\] = nan: expected finite"),
         ({"counts": [0, 1]}, r"^counts = \(2,\): expected a 2-dimensional array"),

@@ -10,6 +10,7 @@ from scipy import stats
 
 from commissure.core.errors import InputError
 from commissure.decode.unit_dropout import UnitDropout, UnitDropoutRate
+from commissure.decode.windows import Window, collate
 
 
 def test_kept_counts_follow_the_triangle() -> None:
@@ -44,6 +45,22 @@ def test_rate_hides_a_uniform_share() -> None:
     hidden = np.array([1 - dropout.keep(500, rng).mean() for _ in range(2000)])
     assert hidden.max() < 0.5
     assert hidden.mean() == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize("dropout", [UnitDropout(minimum=1, mode=3, maximum=6), UnitDropoutRate(maximum=0.9)])
+def test_a_hidden_unit_loses_all_its_spikes_and_the_others_none(dropout: UnitDropout | UnitDropoutRate) -> None:
+    rng = np.random.default_rng(0)
+    windows = [
+        Window(rng.integers(0, 8, 300), np.zeros(300), rng.integers(0, 20, 300), 20, *(np.zeros(0, int),) * 3)
+        for _ in range(12)
+    ]
+    keep = [dropout.keep(8, rng) for _ in windows]
+    tokens = collate(windows, [0] * 12, [100] * 12, keep=keep).tokens
+    row = tokens.slot.numpy() // 20
+    assert not all(mask.all() for mask in keep)
+    for i, (window, mask) in enumerate(zip(windows, keep, strict=True)):
+        shown = np.bincount(tokens.unit.numpy()[row == i] - 100, minlength=8)
+        np.testing.assert_array_equal(shown, np.bincount(window.unit, minlength=8) * mask)
 
 
 def test_bad_corners_are_refused() -> None:

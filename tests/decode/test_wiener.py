@@ -202,12 +202,13 @@ def test_other_units_are_named() -> None:
     def other(*ids: str) -> SpikeRecording:
         return SpikeRecording.from_counts(counts, 0.1, behavior=np.zeros((4, 2)), unit_ids=ids, session="t")
 
-    with pytest.raises(InputError, match=r"1 unknown \(x\); 1 missing \(5\)"):
-        model.predict(other("0", "1", "2", "3", "4", "x"))
+    known = _recording().unit_ids
+    with pytest.raises(InputError, match=r"1 unknown \(x\); 1 missing \(s/5\)"):
+        model.predict(other(*known[:5], "x"))
     with pytest.raises(InputError, match="another order"):
-        model.predict(other("1", "0", "2", "3", "4", "5"))
+        model.predict(other(*reversed(known)))
     with pytest.raises(InputError, match=r"recordings\[1\]\.unit_ids"):
-        WienerFilter().fit([_recording(), other("0", "1", "2", "3", "4", "x")])
+        WienerFilter().fit([_recording(), other(*known[:5], "x")])
 
 
 def test_times_outside_are_refused() -> None:

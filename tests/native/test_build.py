@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PROBE = """
 import sys, warnings
 # leave the editable installation out of the way: the wheel's files are what is tested
-sys.meta_path = [f for f in sys.meta_path if not type(f).__module__.startswith("_commissure_editable")]
+sys.meta_path = [f for f in sys.meta_path if not type(f).__module__.startswith("_editable")]
 sys.path.insert(0, sys.argv[1])
 import commissure, commissure.native as native
 assert commissure.__file__.startswith(sys.argv[1]), commissure.__file__

@@ -6,19 +6,18 @@ Layers follow each other without residuals or norms, with dropout between them, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from commissure.core.mixer import SequenceMixer, State
+from commissure.core.mixer import State
 from commissure.nn import GRU, mixer
+from commissure.nn.names import MixerFactory
 
 __all__ = ["Backbone", "MixerFactory"]
-
-MixerFactory = Callable[[int], SequenceMixer]
 
 
 class Backbone(nn.Module):
@@ -31,7 +30,7 @@ class Backbone(nn.Module):
             mixers = [GRU(dim, input_dim=input_dim if layer == 0 else dim) for layer in range(layers)]
         else:
             self.project = nn.Linear(input_dim, dim)
-            mixers = [mixer(kind, dim) if isinstance(kind, str) else kind(dim) for _ in range(layers)]
+            mixers = [mixer(kind, dim) for _ in range(layers)]
         self.mixers = nn.ModuleList(mixers)
         self.dropout = nn.Dropout(dropout)
 

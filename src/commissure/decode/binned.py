@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ from commissure.train import TrainConfig, TrainResult, train
 
 __all__ = ["BinnedGRU", "BinnedMLP"]
 
+Network = TypeVar("Network", bound="_BinnedNetwork")  # not Self: run-time type checks work method by method
+
 _PREDICTED_AT_ONCE = 64  # segments a batch in `predict`: bounds the memory of padding
 
 
@@ -56,12 +58,12 @@ class _BinnedNetwork(ABC):
         """A fresh network, initialized from torch's global generator."""
 
     def fit(
-        self,
+        self: Network,
         recordings: SpikeRecording | Sequence[SpikeRecording],
         *,
         seed: int = 0,
         progress: Callable[[int, int, float], None] | None = None,
-    ) -> Self:
+    ) -> Network:
         """Train on one recording or several of one session; `progress(step, steps, loss)` after each step."""
         segments = training_segments(recordings, self.bin_s)
         given = [recordings] if isinstance(recordings, SpikeRecording) else list(recordings)
@@ -177,7 +179,7 @@ class BinnedGRU(_BinnedNetwork):
         self.window_s, self.training = window_s, training
 
     @classmethod
-    def from_preset(cls, name: str, *, bin_s: float = 0.1) -> Self:
+    def from_preset(cls, name: str, *, bin_s: float = 0.1) -> BinnedGRU:
         """ "tuned": dropout .3/.3, chosen on validation trials; "strong": dropout .5/.5 and unit dropout U(0, .3)."""
         if name not in _GRU_PRESETS:
             raise InputError("name", name, f"one of {', '.join(sorted(_GRU_PRESETS))}")

@@ -39,6 +39,12 @@ def open_recording(source: str, *, bin_s: float = 0.1) -> Any:
     return SpikeRecording.load(source)
 
 
+def check_folder(output: Path) -> None:
+    """Refuse a file that cannot be written, before the work that would be lost."""
+    if output.is_dir() or not output.parent.is_dir():
+        raise InputError("output", str(output), "a file in an existing folder", "create the folder first")
+
+
 @app.command
 def simulate(
     output: Path,
@@ -69,6 +75,7 @@ def simulate(
     """
     from commissure.decode import simulate_reaching
 
+    check_folder(output)
     (recording,) = simulate_reaching(task, n_units=n_units, duration_s=duration_s, timing=timing, seed=seed)
     recording.save(output)
     _print(
@@ -113,21 +120,22 @@ def fit(
     as_json
         Print one JSON object.
     """
-    from commissure.decode import POSSM
+    from commissure.decode import POSSM, FitConfig
     from commissure.train.progress import progress_bar
 
+    check_folder(output)
     data = open_recording(recording)
     train, test = hold_out(data, test_fraction, seed)
     auxiliary = 0 if data.auxiliary is None or preset == "possm-ss" else data.auxiliary.shape[1]
     model = POSSM.from_preset(
         preset,
         backbone=backbone,
-        chunk_s=chunk_s or data.bin_s,
+        chunk_s=data.bin_s if chunk_s is None else chunk_s,
         out_dim=data.behavior.shape[1],
         auxiliary_dim=auxiliary,
         seed=seed,
     )
-    config = model.fit_config if steps is None else model.fit_config.model_copy(update={"steps": steps})
+    config = model.fit_config if steps is None else FitConfig(**{**model.fit_config.model_dump(), "steps": steps})
     start = time.process_time()
     with progress_bar("fit") as report:
         model.fit(train, config=config, seed=seed, progress=report)

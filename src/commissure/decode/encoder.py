@@ -31,7 +31,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from commissure.decode.feedforward import FeedForward
-from commissure.decode.rotary import RotaryTime, rotate
+from commissure.decode.rotary import RotaryTime
+from commissure.nn.rotary import turn_pairs
 
 __all__ = ["EncoderKind", "NullToken", "SpikeEncoder", "SpikeTokens", "UnitTables", "encode_padded_reference"]
 
@@ -106,7 +107,7 @@ class SpikeEncoder(nn.Module):
         if tables.waves is not None:
             tokens = self.with_null(tokens, len(tables.value) - 1)
         cos, sin = self.turn(tokens.offset, tables.value.dtype)
-        turned = rotate(tables.value.index_select(0, tokens.unit), cos, sin)
+        turned = turn_pairs(tables.value.index_select(0, tokens.unit), cos, sin)
         if tables.waves is not None and tables.still is not None:
             waves = tables.waves.index_select(0, tokens.unit)
             score = tables.still.index_select(0, tokens.unit) + (waves * torch.cat((cos, sin), -1)).sum(-1)
@@ -180,8 +181,8 @@ def encode_padded_reference(
 
     key, value = encoder.key_value_table(embedding[unit])
     cos, sin = encoder.turn(offset, embedding.dtype)
-    score = rotate(key, cos, sin) @ encoder.latent_query() / math.sqrt(HEAD_DIM)
+    score = turn_pairs(key, cos, sin) @ encoder.latent_query() / math.sqrt(HEAD_DIM)
     weight = torch.softmax(score.masked_fill(~mask, -math.inf), -1)
-    pooled = (weight.unsqueeze(-1) * rotate(value, cos, sin)).sum(1)
+    pooled = (weight.unsqueeze(-1) * turn_pairs(value, cos, sin)).sum(1)
     z = encoder.latent + encoder.out(pooled)
     return z + encoder.ffn(z)

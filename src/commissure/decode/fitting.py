@@ -55,7 +55,8 @@ def fit_possm(
 ) -> TrainResult:
     """Train `model` in place; see `POSSM.fit`."""
     check_recordings(model, recordings, config)
-    for recording in (*recordings, *validation):
+    check_validation(model, recordings, validation)
+    for recording in recordings:
         model.add_session(recording)
     targets = [_targets(model, recording) for recording in recordings]
     _set_normalization(model, np.concatenate(targets))
@@ -93,25 +94,37 @@ def check_recordings(model: POSSM, recordings: Sequence[SpikeRecording], config:
     if not recordings:
         raise InputError("recordings", recordings, "at least one SpikeRecording")
     for i, recording in enumerate(recordings):
-        if recording.behavior.shape[1] != model.config.out_dim:
-            raise InputError(
-                f"recordings[{i}].behavior",
-                recording.behavior.shape,
-                f"shape (samples, {model.config.out_dim})",
-                f"make the model with out_dim={recording.behavior.shape[1]}",
-            )
+        _check_behavior(f"recordings[{i}]", recording, model.config.out_dim)
         if recording.trials is None and config.window_s > recording.duration:
             raise InputError(
                 "window_s", config.window_s, f"at most the recording's {recording.duration:.3f} s", "shorten the window"
             )
-        chunk_s = model.config.chunk_s
-        if recording.bin_s is not None and recording.bin_s > chunk_s * (1 + 1e-9):
+        model.check_chunk(recording)
+
+
+def check_validation(model: POSSM, recordings: Sequence[SpikeRecording], validation: Sequence[SpikeRecording]) -> None:
+    """Refuse validation recordings that training says nothing about: another session, other outputs."""
+    known = {*model.sessions, *(recording.session for recording in recordings)}
+    for i, recording in enumerate(validation):
+        _check_behavior(f"validation[{i}]", recording, model.config.out_dim)
+        if recording.session not in known:
             raise InputError(
-                "chunk_s",
-                chunk_s,
-                f"at least the recording's bin of {recording.bin_s} s",
-                f"make the model with chunk_s={recording.bin_s}",
+                f"validation[{i}].session",
+                recording.session,
+                f"a session of the training recordings ({', '.join(sorted(known))})",
+                "its embeddings would stay as they were drawn",
             )
+        model.check_chunk(recording)
+
+
+def _check_behavior(name: str, recording: SpikeRecording, out_dim: int) -> None:
+    if not isinstance(recording, SpikeRecording):
+        raise InputError(name, type(recording).__name__, "a SpikeRecording")
+    if recording.behavior.shape[1] != out_dim:
+        fix = f"make the model with out_dim={recording.behavior.shape[1]}"
+        raise InputError(f"{name}.behavior", recording.behavior.shape, f"shape (samples, {out_dim})", fix)
+    if not len(recording.behavior):
+        raise InputError(f"{name}.behavior", recording.behavior.shape, "one sample or more: there is nothing to learn")
 
 
 def _targets(model: POSSM, recording: SpikeRecording) -> Float[np.ndarray, "samples outputs"]:

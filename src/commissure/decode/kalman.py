@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -118,7 +118,7 @@ class KalmanFilter:
         *,
         seed: int = 0,
         progress: Callable[[int, int, float], None] | None = None,
-    ) -> Self:
+    ) -> KalmanFilter:
         """Fit on one recording or several of one session; `progress(done, total, score)` follows the selection."""
         segments = training_segments(recordings, self.bin_s)
         if self.position and any(segment.auxiliary is None for segment in segments):

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ from commissure.decode.metrics import r2_score
 from commissure.decode.presets import FitConfig, POSSMConfig, preset
 from commissure.decode.readout import Readout
 from commissure.decode.recording import SpikeRecording, bin_count
+from commissure.decode.segments import check_times
 from commissure.decode.step_weights import step_weights
 from commissure.decode.windows import Batch, collate, cut_window
 from commissure.native.possm_weights import PossmWeights
@@ -133,7 +135,7 @@ class POSSM(nn.Module):
         out_dim: int | None = None,
         auxiliary_dim: int | None = None,
         seed: int = 0,
-    ) -> Self:
+    ) -> POSSM:
         """A preset's architecture and fit (`possm-ss`, `possm-direct`), with the task's own sizes.
 
         >>> POSSM.from_preset("possm-ss", backbone="s4d").config.t_min
@@ -262,7 +264,7 @@ class POSSM(nn.Module):
         validation: SpikeRecording | Sequence[SpikeRecording] | None = None,
         seed: int = 0,
         progress: Callable[[int, int, float], None] | None = None,
-    ) -> Self:
+    ) -> POSSM:
         """Fit on recordings (one window a trial, random windows where there are no trials).
 
         `config` defaults to the preset's.  With `validation` recordings of the same sessions, training stops early on
@@ -276,34 +278,36 @@ class POSSM(nn.Module):
         return self
 
     @torch.no_grad()
-    def predict(
-        self, recording: SpikeRecording, *, at: Float[np.ndarray, " times"] | None = None
-    ) -> Float[np.ndarray, "times outputs"]:
-        """Behavior at times `at` (seconds; default the behavior's own); the state restarts at every segment."""
+    def predict(self, recording: SpikeRecording, *, at: ArrayLike | None = None) -> Float[np.ndarray, "times outputs"]:
+        """Behavior at times `at` (seconds, in any order; default the recording's own); each segment starts anew."""
         self.add_known(recording)
-        times = recording.behavior_times if at is None else np.asarray(at, dtype=np.float64)
-        if times.ndim != 1 or not np.isfinite(times).all():
-            raise InputError("at", times.shape, "one axis of finite times in seconds")
-        result = np.full((len(times), self.config.out_dim), np.nan)
+        times, _ = check_times(recording, at)
+        order = np.argsort(times, kind="stable")
+        result = np.empty((len(times), self.config.out_dim))
         was_training = self.training
         self.eval()
         for start, stop in recording.segments:
-            self._predict_segment(recording, start, stop, times, result)
+            self._predict_segment(recording, start, stop, times[order], result)
         self.train(was_training)
-        outside = np.flatnonzero(np.isnan(result[:, 0]))
-        if len(outside):
-            raise InputError(
-                "at",
-                f"{times[outside[0]]} (index {outside[0]})",
-                "times inside the recording's segments",
-                "drop the times between trials",
-            )
+        result[order] = result.copy()
         return result
 
     def add_known(self, recording: SpikeRecording) -> None:
-        """Check that the model knows this recording's session with these units."""
+        """Check that the model knows this recording's session with these units, and that its bins fit the chunks."""
         self.session_row(recording.session)
         self.add_session(recording)
+        self.check_chunk(recording)
+
+    def check_chunk(self, recording: SpikeRecording) -> None:
+        """Refuse binned spikes whose bins are longer than a chunk: most chunks would be empty."""
+        chunk_s = self.config.chunk_s
+        if recording.bin_s is not None and recording.bin_s > chunk_s * (1 + 1e-9):
+            raise InputError(
+                "chunk_s",
+                chunk_s,
+                f"at least the recording's bin of {recording.bin_s} s",
+                f"make the model with chunk_s={recording.bin_s}",
+            )
 
     def _predict_segment(
         self, recording: SpikeRecording, start: float, stop: float, times: np.ndarray, result: np.ndarray
@@ -318,7 +322,7 @@ class POSSM(nn.Module):
             window = cut_window(recording, start + first * chunk_s, stop=end, chunk_s=chunk_s, times=times)
             batch = collate([window], [session], [first_unit], device=self.unit_embedding.device)
             outputs, state = self(batch, state)
-            result[window.samples] = self.denormalize(outputs)[:, : self.config.out_dim].cpu().numpy()
+            result[window.samples] = self.denormalize(outputs)[:, : self.config.out_dim].double().cpu().numpy()
 
     def step_weights(self, session: str) -> PossmWeights:
         """The arrays of the streaming engine for one session."""
@@ -343,7 +347,7 @@ class POSSM(nn.Module):
         save_file({name: t.contiguous() for name, t in self.state_dict().items()}, str(path), metadata=metadata)
 
     @classmethod
-    def load(cls, path: str | Path, *, mixer: MixerFactory | None = None) -> Self:
+    def load(cls, path: str | Path, *, mixer: MixerFactory | None = None) -> POSSM:
         """Read a model written by `save`; one with its own backbone needs that backbone's factory as `mixer`."""
         try:
             with safe_open(str(path), "pt") as file:
@@ -355,20 +359,27 @@ class POSSM(nn.Module):
             raise InputError(
                 "path", str(path), f"a file written by POSSM.save ({FORMAT})", "check which model it holds"
             )
-        config = POSSMConfig.from_json(metadata["config"])
+        config = POSSMConfig.from_json(metadata.get("config", ""))
         if (config.backbone == "custom") != (mixer is not None):
             raise InputError(
                 "mixer", mixer, f"{'a factory' if mixer is None else 'None'} for a checkpoint with backbone "
                 f"{config.backbone!r}", "pass the factory the model was made with only if it had one",
             )  # fmt: skip
-        vocabulary = Vocabulary.from_json(metadata["vocabulary"])
+        vocabulary = Vocabulary.from_json(metadata.get("vocabulary", ""))
         model = cls(**{**config.model_dump(), "backbone": mixer or config.backbone}, seed=vocabulary.seed)
-        model.fit_config = FitConfig.from_json(metadata["fit_config"])
+        model.fit_config = FitConfig.from_json(metadata.get("fit_config", ""))
         model.sessions = dict(vocabulary.sessions)
-        for name in ("unit_embedding", "session_embedding"):
-            setattr(model, name, nn.Parameter(torch.zeros_like(tensors[name])))
-        model.unit_scale = torch.zeros_like(tensors["unit_scale"])
-        model.to(tensors["unit_embedding"].dtype).load_state_dict(tensors)
+        n_units = sum(len(units) for units in model.sessions.values())
+        model.unit_embedding = nn.Parameter(torch.zeros(n_units, config.dim))
+        model.session_embedding = nn.Parameter(torch.zeros(len(model.sessions), config.dim))
+        model.unit_scale = torch.zeros(n_units)
+        damaged = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+        if damaged:
+            raise InputError("path", str(path), "finite weights", f"the file is damaged: {', '.join(damaged)}")
+        try:
+            model.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
+        except (RuntimeError, StopIteration) as error:
+            raise InputError("path", str(path), "the weights of its configuration", str(error)) from None
         return model.eval()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from commissure.core.config import Config
 from commissure.core.errors import InputError
@@ -27,14 +27,14 @@ class POSSMConfig(Config):
     rnn_dim: int = Field(default=256, ge=1)
     rnn_layers: int = Field(default=1, ge=1)
     backbone: str = "gru"
-    chunk_s: float = Field(default=0.05, gt=0)
+    chunk_s: float = Field(default=0.05, ge=1e-6, allow_inf_nan=False)
     context: int = Field(default=3, ge=1, description="hidden states an output attends to")
     out_dim: int = Field(default=2, ge=1)
     auxiliary_dim: int = Field(default=0, ge=0, description="extra targets used in training only")
     encoder: EncoderKind = "softmax"
     null_token: NullToken = "empty"
     t_min: float = Field(default=1e-4, gt=0, description="shortest rotary period")
-    t_max: float = Field(default=10.0, gt=0, description="longest rotary period")
+    t_max: float = Field(default=10.0, gt=0, allow_inf_nan=False, description="longest rotary period")
     readout_norm: bool = True
     readout_ffn: bool = True
     embedding_std: float = Field(default=0.02, gt=0)
@@ -42,6 +42,12 @@ class POSSMConfig(Config):
     latent_dropout: float = Field(default=0.0, ge=0, lt=1)
     rnn_dropout: float = Field(default=0.2, ge=0, lt=1, description="between backbone layers")
     hidden_dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> POSSMConfig:
+        if not self.t_min < self.t_max:
+            raise ValueError("t_min < t_max")
+        return self
 
 
 class FitConfig(TrainConfig):

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from commissure.decode.encoder import HEAD_DIM, N_PERIODS
 from commissure.decode.feedforward import FeedForward
-from commissure.decode.rotary import RotaryTime, rotate
+from commissure.decode.rotary import RotaryTime
+from commissure.nn.rotary import turn_pairs
 
 __all__ = ["Readout"]
 
@@ -74,8 +75,8 @@ class Readout(nn.Module):
         place = chunk.unsqueeze(1) + (k - 1) - age
         exists: Bool[Tensor, "queries k"] = age <= chunk.unsqueeze(1) + n_before[row].unsqueeze(1)
         cos, sin = self.turn(-self.chunk_s * age.double() - offset.double().unsqueeze(1), hidden.dtype)
-        key = rotate(key[row.unsqueeze(1), place], cos, sin)
-        value = rotate(value[row.unsqueeze(1), place], cos, sin)
+        key = turn_pairs(key[row.unsqueeze(1), place], cos, sin)
+        value = turn_pairs(value[row.unsqueeze(1), place], cos, sin)
         query = self.query(self.query_norm(session))[row]
         score = (key @ query.unsqueeze(-1)).squeeze(-1) / math.sqrt(HEAD_DIM)
         weight = torch.softmax(score.masked_fill(~exists, -math.inf), -1)

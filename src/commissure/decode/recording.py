@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -49,7 +49,7 @@ def bin_index(times: ArrayLike, start: float, bin_s: float) -> Int[np.ndarray, "
     """
     times = np.asarray(times, np.float64)
     _check_bin(bin_s)
-    return np.floor((times - start + _edge(times, start)) / bin_s).astype(np.int64)
+    return np.asarray(np.floor((times - start + _edge(times, start)) / bin_s), np.int64)
 
 
 def bin_count(start: float, stop: float, bin_s: float) -> int:
@@ -341,7 +341,7 @@ class SpikeRecording:
             partial.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str]) -> SpikeRecording:
         """Read a file written by `save`; nothing in it can run code."""
         path = Path(path)
         if not path.is_file():
@@ -370,7 +370,7 @@ class SpikeRecording:
 
 
 def _edge(times: np.ndarray, start: float) -> np.ndarray:
-    return np.maximum(_EDGE_S, 2 * np.spacing(np.maximum(np.abs(times), abs(start))))
+    return np.asarray(np.maximum(_EDGE_S, 2 * np.spacing(np.maximum(np.abs(times), abs(start)))))
 
 
 def _check_bin(bin_s: float) -> None:
@@ -498,11 +498,13 @@ def _count_blocks(counts: Any) -> tuple[bool, list[np.ndarray]]:
             raise InputError(name, array.shape, "one bin and one unit or more")
         if blocks and array.shape[1] != blocks[0].shape[1]:
             raise InputError(name, array.shape, f"{blocks[0].shape[1]} units, as in counts[0]")
-        wrong = np.argwhere((array < 0) | (array != np.round(array)))
+        wrong = np.argwhere((array < 0) | (array >= 2**31) | (array != np.round(array)))
         if len(wrong):
             where = tuple(wrong[0].tolist())
             fix = "counts are spikes per bin: multiply rates by bin_s and round"
-            raise InputError(f"{name}[{where[0]}, {where[1]}]", float(array[where]), "an integer >= 0", fix)
+            raise InputError(
+                f"{name}[{where[0]}, {where[1]}]", float(array[where]), "an integer >= 0, below 2**31", fix
+            )
         blocks.append(array.astype(np.int64))
     return is_trials, blocks
 

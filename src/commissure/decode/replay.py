@@ -106,7 +106,7 @@ def _stream_segment(
         while (prediction := decoder.poll(now)) is not None:
             yield prediction
         decoder.idle()
-    while decoder.next_end < stop + decoder.chunk_s / 2:  # a segment's last, partial chunk
+    while decoder.stats().chunks < bin_count(start, stop, decoder.chunk_s):  # a segment's last, partial chunk
         yield decoder.step(_NO_TIMES, _NO_UNITS)
 
 

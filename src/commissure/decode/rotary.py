@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["RotaryTime", "rotate"]
+__all__ = ["RotaryTime"]
 
 
 class RotaryTime(nn.Module):
@@ -36,7 +35,7 @@ class RotaryTime(nn.Module):
         periods = torch.logspace(math.log10(t_min), math.log10(t_max), n, dtype=torch.float64)
         self.register_buffer("periods", periods, persistent=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryTime:
         """Follow the device, not the dtype."""
         periods = self.periods
         super()._apply(fn, recurse)
@@ -50,17 +49,3 @@ class RotaryTime(nn.Module):
         turns = time.double().unsqueeze(-1) / self.periods
         angle = (2 * math.pi * (turns - turns.round())).to(dtype)
         return angle.cos(), angle.sin()
-
-
-def rotate(
-    x: Float[Tensor, "*shape dim"], cos: Float[Tensor, "*shape n"], sin: Float[Tensor, "*shape n"]
-) -> Float[Tensor, "*shape dim"]:
-    """R(t) x over the first 2n coordinates of the last axis.
-
-    >>> rotate(torch.tensor([1.0, 0.0, 5.0]), torch.tensor([0.0]), torch.tensor([1.0]))
-    tensor([0., 1., 5.])
-    """
-    n = cos.shape[-1]
-    even, odd = x[..., 0 : 2 * n : 2], x[..., 1 : 2 * n : 2]
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
-    return torch.cat((turned, x[..., 2 * n :]), -1) if 2 * n < x.shape[-1] else turned

@@ -199,7 +199,7 @@ class StreamingDecoder:
             raise InputError("now", now, "a finite time (seconds)")
         with self._lock:
             behind = now - self.next_end
-            if behind < MARGIN_S and (behind < -MARGIN_S or self._chunk_of(now) <= self._chunk):
+            if behind < 0 and (behind < -MARGIN_S or self._chunk_of(now) <= self._chunk):
                 return None
             is_stale = behind > self.chunk_s + MARGIN_S
             return self._finish(readout=not is_stale)
@@ -303,7 +303,17 @@ class StreamingDecoder:
             return array
         if not self._rows:
             self._rows = {name: row for row, name in enumerate(self.unit_ids)}
-        return np.array([self._rows.get(name, -1) for name in array.tolist()], np.int64)
+        rows = np.array([self._rows.get(name, -1) for name in array.tolist()], np.int64)
+        if self.unknown_units == "error":
+            self._check_units(rows, array)
+        return rows
+
+    def _check_units(self, rows: np.ndarray, units: np.ndarray) -> None:
+        bad = np.flatnonzero((rows < 0) | (rows >= len(self.unit_ids)))
+        if bad.size:
+            allowed = f"one of the session's {len(self.unit_ids)} units"
+            fix = "check the session, or pass unknown_units='ignore'"
+            raise InputError(f"units[{bad[0]}]", units[bad[0]].item(), allowed, fix)
 
     def _push(self, times: ArrayLike, units: ArrayLike, *, is_binned: bool = False) -> None:
         rows, seconds = spike_arrays(self._unit_rows(units), np.asarray(times, np.float64))
@@ -312,23 +322,19 @@ class StreamingDecoder:
         relative = seconds - self._t0
         start = self._chunk * self.chunk_s
         is_plain = is_binned or self.duplicates == "keep"
-        inside = relative.min() >= start + MARGIN_S and relative.max() < start + self.chunk_s - MARGIN_S
-        if is_plain and inside and rows.min() >= 0 and rows.max() < len(self.unit_ids):
-            self._fold(rows, relative)
+        first, last = np.minimum.reduce(relative), np.maximum.reduce(relative)
+        inside = first >= start + MARGIN_S and last < start + self.chunk_s - MARGIN_S
+        if is_plain and inside and self.unknown_units == "error":
+            self._fold(rows, relative)  # the engine checks the units
         else:
-            self._push_checked(seconds, relative, rows, units, is_plain)
+            self._push_checked(seconds, relative, rows, is_plain)
 
-    def _push_checked(
-        self, seconds: np.ndarray, relative: np.ndarray, rows: np.ndarray, units: ArrayLike, is_plain: bool
-    ) -> None:
+    def _push_checked(self, seconds: np.ndarray, relative: np.ndarray, rows: np.ndarray, is_plain: bool) -> None:
         self._check_times(seconds, relative)
-        known = (rows >= 0) & (rows < len(self.unit_ids))
-        if not known.all():
-            if self.unknown_units == "error":
-                first = int(np.flatnonzero(~known)[0])
-                fix = "check the session, or pass unknown_units='ignore'"
-                allowed = f"one of the session's {len(self.unit_ids)} units"
-                raise InputError(f"units[{first}]", np.asarray(units)[first].item(), allowed, fix)
+        if self.unknown_units == "error":
+            self._check_units(rows, rows)
+        else:
+            known = (rows >= 0) & (rows < len(self.unit_ids))
             self._tally.unknown_dropped += int((~known).sum())
             seconds, relative, rows = seconds[known], relative[known], rows[known]
         chunks = bin_index(seconds, self._t0, self.chunk_s)

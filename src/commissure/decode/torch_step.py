@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ class TorchStep:
     def idle(self) -> None:
         """Nothing can be prepared here."""
 
-    def copy(self) -> Self:
+    def copy(self) -> TorchStep:
         """An independent engine in the same state, sharing the model."""
         other = copy.copy(self)
         other._units, other._offsets = list(self._units), list(self._offsets)
@@ -99,12 +99,17 @@ class TorchStep:
     def load_state(self, state: TorchStepState) -> None:
         """Go on from `state`, of an engine with the same model."""
         like = self.model.init_state(1)
-        shapes, found = [tuple(t.shape) for t in _leaves(like)], [t.shape for t in state.tensors]
-        if shapes != found:
+        shapes, found = [tuple(t.shape) for t in _leaves(like)], [tuple(t.shape) for t in state.tensors]
+        if len(shapes) != len(found) or not all(map(_fits, found, shapes)):
             raise InputError("state.tensors", found, f"shapes {shapes}", "load a state saved with the same model")
         units, offsets = check_spikes(state.units, state.offsets, self.n_units)
         self._state = _filled(like, iter(state.tensors))
         self._units, self._offsets = [units.copy()], [offsets.copy()]
+
+
+def _fits(found: tuple[int, ...], initial: tuple[int, ...]) -> bool:
+    """Whether a tensor can have grown from `initial`: an axis that starts empty is a cache of any length."""
+    return len(found) == len(initial) and all(n in (0, m) for m, n in zip(found, initial, strict=True))
 
 
 def _leaves(state: State) -> list[Tensor]:

@@ -19,7 +19,7 @@ H the hat matrix (block form of Allen's PRESS, Technometrics 1974).  Method: War
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -95,7 +95,7 @@ class WienerFilter:
         *,
         seed: int = 0,
         progress: Callable[[int, int, float], None] | None = None,
-    ) -> Self:
+    ) -> WienerFilter:
         """Fit on one recording or several of one session; `progress(done, total, score)` follows the selection."""
         segments = training_segments(recordings, self.bin_s)
         unit_ids = (recordings if isinstance(recordings, SpikeRecording) else recordings[0]).unit_ids

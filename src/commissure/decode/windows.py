@@ -73,8 +73,9 @@ def cut_window(
         """Places of the times in the window, and their chunks; edges by the recording's one rule."""
         near = np.arange(*np.searchsorted(sorted_times, [start - chunk_s, stop + chunk_s]))
         chunk = bin_index(sorted_times[near], start, chunk_s)
-        mask = (chunk >= 0) & (chunk < n_chunks) & (bin_index(sorted_times[near], stop, chunk_s) < 0)
-        return near[mask], chunk[mask]
+        mask = (chunk >= 0) & (bin_index(sorted_times[near], stop, chunk_s) < 0)
+        # the minimum only absorbs the rounding of n * chunk_s against `stop`, as in `SpikeRecording.binned`
+        return near[mask], np.minimum(chunk[mask], n_chunks - 1)
 
     spikes, chunk = inside(recording.times)
     offset = recording.times[spikes] - (start + (chunk + 0.5) * chunk_s)

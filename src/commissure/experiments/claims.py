@@ -139,7 +139,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Wiener filter and no worse than a well-regularized binned GRU.",
         quoted="R² .9549 (center-out, C-CO16; other data)",
         gate=(Bound("direct_minus_wiener", at_least=0.06), Bound("direct_minus_gru", at_least=-0.01)),
-        cost=Cost(smoke=8, quick=80, full=1800),
+        cost=Cost(smoke=8, quick=70, full=1800),
         module="commissure.experiments.decode_accuracy",
         min_seeds=5,
     ),

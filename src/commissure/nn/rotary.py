@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["rotary_angles", "rotate"]
+__all__ = ["rotary_angles", "rotate", "turn_pairs"]
 
 
 def rotary_angles(
@@ -29,8 +29,14 @@ def rotate(x: Float[Tensor, "*shape dim"], angles: Float[Tensor, "*#shape freque
     >>> rotate(torch.tensor([1.0, 0.0, 5.0]), torch.tensor([torch.pi / 2])).round().tolist()
     [-0.0, 1.0, 5.0]
     """
-    turned = 2 * angles.shape[-1]
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    return turn_pairs(x, angles.cos().to(x.dtype), angles.sin().to(x.dtype))
+
+
+def turn_pairs(
+    x: Float[Tensor, "*shape dim"], cos: Float[Tensor, "*#shape frequencies"], sin: Float[Tensor, "*#shape frequencies"]
+) -> Float[Tensor, "*shape dim"]:
+    """`rotate` from the angles' cosines and sines, for those who need them elsewhere too."""
+    turned = 2 * cos.shape[-1]
     a, b = x[..., 0:turned:2], x[..., 1:turned:2]
     pairs = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
     return pairs if turned == x.shape[-1] else torch.cat([pairs, x[..., turned:]], -1)
