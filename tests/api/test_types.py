@@ -120,6 +120,9 @@ def _possm_and_streams() -> None:
     from commissure.decode.encoder import encode_padded_reference
     from commissure.decode.replay import replay_stream
     from commissure.decode.windows import collate, cut_window
+    from commissure.native import backend
+
+    built = backend() == "c++"
 
     trials, continuous = _recordings()
     fitted = []
@@ -142,7 +145,7 @@ def _possm_and_streams() -> None:
     print("possm")
     with tempfile.TemporaryDirectory() as folder:
         for model in fitted:
-            engines = ("torch",) if model.config.backbone == "attention" else ("c++", "torch")
+            engines = ("c++", "torch") if built and model.config.backbone != "attention" else ("torch",)
             model.save(Path(folder) / "model")
             for engine in engines:
                 loaded = POSSM.load(Path(folder) / "model")

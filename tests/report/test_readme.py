@@ -30,3 +30,13 @@ def test_missing_markers(report: Report) -> None:
         readme.update("# Title", report)
     with pytest.raises(InputError, match="claims:end"):
         readme.update(f"# Title {readme.BEGIN}", report)
+
+
+def test_the_readme_of_this_checkout_shows_its_report() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "README.md").read_text("utf-8")
+    assert text.count(readme.BEGIN) == text.count(readme.END) == 1
+    published = root / "reports" / "full.json"
+    if published.exists():
+        shown = readme.update(text, Report.from_json(published.read_text("utf-8")))
+        assert shown == text, "run: python -m commissure.report.readme"

@@ -40,9 +40,17 @@ def test_one_cycle() -> None:
 
 def test_the_first_step_is_adamw_at_the_first_rate() -> None:
     """The first step of Adam is the learning rate times the sign of the gradient, whatever its size."""
-    module, result = fit(TrainConfig(steps=1, lr=0.01, warmup=0.0, weight_decay=0.0))
-    assert module[1].weight.item() == pytest.approx(0.01, rel=1e-5)
-    assert result.steps == 1
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(module.weight)
+    weights = []
+    config = TrainConfig(steps=10, lr=0.06, warmup=0.5, weight_decay=0.0)
+
+    def progress(step: int, steps: int, loss: float) -> None:
+        weights.append(module.weight.item())
+
+    train(module, lambda s: None, loss=lambda b: -5 * module.weight.sum(), config=config, seed=0, progress=progress)
+    assert weights[0] == pytest.approx(0.06 / 6, rel=1e-5)
+    assert len(weights) == 10
 
 
 def test_weight_decay_is_decoupled() -> None:
