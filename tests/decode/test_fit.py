@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from commissure.core.errors import CommissureWarning, ConvergenceError, InputError
-from commissure.decode.fitting import _Source, possm_loss
+from commissure.decode.fitting import TrainingBatch, _Source, possm_loss
 from commissure.decode.possm import POSSM
 from commissure.decode.presets import FitConfig
 from commissure.decode.recording import SpikeRecording
@@ -138,3 +138,44 @@ def test_every_trial_is_seen_once_an_epoch() -> None:
     for epoch in range(2):
         chosen = [id(item) for step in range(4) for item in source._chosen(4 * epoch + step)]
         assert len(set(chosen)) == len(recording.segments)
+
+
+def _drawn(model: POSSM, recording: SpikeRecording, **changes: object) -> TrainingBatch:
+    targets = np.concatenate((recording.behavior, recording.auxiliary), 1)
+    config = QUICK.model_copy(update={"unit_dropout": None, **changes})
+    return _Source(model, [recording], targets=[targets], config=config, seed=0).draw(0)
+
+
+def test_the_loss_is_the_weighted_mean_of_both_targets() -> None:
+    recording, model = tuned_recording(trials=True, auxiliary=True), make_model(auxiliary_dim=1).eval()
+    model.add_session(recording)
+    drawn = _drawn(model, recording)
+    drawn = drawn._replace(weight=torch.linspace(0, 3, len(drawn.weight)))
+    with torch.no_grad():
+        outputs, _ = model(drawn.batch)
+        behavior, auxiliary = ((drawn.weight * e).sum() / drawn.weight.sum() for e in (outputs - drawn.target).T ** 2)
+        for share in (0.0, 0.3, 2.0):
+            torch.testing.assert_close(possm_loss(model, drawn, share), behavior + share * auxiliary)
+
+
+def test_unit_dropout_reaches_the_batch() -> None:
+    recording, model = tuned_recording(trials=True, auxiliary=True), make_model(auxiliary_dim=1)
+    model.add_session(recording)
+    whole, thinned = (_drawn(model, recording, unit_dropout=d).batch for d in (None, UnitDropoutRate(maximum=0.9)))
+    assert 0 < len(thinned.tokens.unit) < len(whole.tokens.unit)
+    assert torch.equal(thinned.queries.chunk, whole.queries.chunk)
+
+
+@pytest.mark.parametrize("field", ["ffn_dropout", "latent_dropout", "rnn_dropout", "hidden_dropout"])
+def test_each_dropout_acts_in_training_and_only_there(field: str) -> None:
+    recording = tuned_recording(trials=True, auxiliary=True)
+    off = {"ffn_dropout": 0.0, "latent_dropout": 0.0, "rnn_dropout": 0.0, "hidden_dropout": 0.0}
+    model = make_model(auxiliary_dim=1, rnn_layers=2, readout_ffn=False, **{**off, field: 0.5})
+    plain = make_model(auxiliary_dim=1, rnn_layers=2, readout_ffn=False, **off).train()
+    for each in (model, plain):
+        each.add_session(recording)
+    batch = _drawn(model, recording).batch
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        assert not torch.equal(model.train()(batch)[0], model(batch)[0])
+        torch.testing.assert_close(model.eval()(batch)[0], plain(batch)[0], rtol=0, atol=0)

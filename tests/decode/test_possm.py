@@ -11,6 +11,7 @@ import torch
 
 from commissure.core.errors import InputError, NotFittedError
 from commissure.core.mixer import map_state
+from commissure.decode import possm
 from commissure.decode.possm import POSSM
 from commissure.decode.presets import preset
 from commissure.decode.recording import SpikeRecording
@@ -389,3 +390,31 @@ def test_a_model_in_another_type_predicts_and_is_saved(dtype: torch.dtype, tmp_p
     assert loaded.unit_embedding.dtype == dtype
     np.testing.assert_array_equal(loaded.predict(recording), model.predict(recording))
     np.testing.assert_allclose(model.predict(recording), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_predict_carries_the_state_from_block_to_block_and_gives_the_behavior_s_units(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = make_recording(duration=2.03)
+    model = make_model(name, "gru", recording)
+    model.target_mean, model.target_std = torch.tensor([5.0, -3.0]).double(), torch.tensor([2.0, 7.0]).double()
+    window = cut_window(recording, 0.0, stop=2.03, chunk_s=CHUNK_S)
+    with torch.no_grad():
+        normalized, _ = model(collate([window], [0], [0]))
+    monkeypatch.setattr(possm, "BLOCK_CHUNKS", 7)
+    np.testing.assert_allclose(
+        model.predict(recording), normalized.numpy() * [2.0, 7.0] + [5.0, -3.0], rtol=0, atol=1e-10
+    )
+
+
+def test_a_session_added_after_loading_is_drawn_as_before_saving(tmp_path: Path) -> None:
+    first, second = make_recording(seed=0), make_recording(seed=1)
+    model = POSSM(dim=32, rnn_dim=8, seed=4)
+    model.add_session(first)
+    model.save(tmp_path / "model")
+    loaded = POSSM.load(tmp_path / "model")
+    for each in (model, loaded):
+        each.add_session(second)
+    assert torch.equal(model.unit_embedding, loaded.unit_embedding)
+    assert not torch.equal(model.unit_embedding[:9], model.unit_embedding[9:])
