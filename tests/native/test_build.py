@@ -21,6 +21,7 @@ import commissure, commissure.native as native
 assert commissure.__file__.startswith(sys.argv[1]), commissure.__file__
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
+    assert native.backend() == "python" and not caught
     assert native.kernels() is None and native.kernels() is None
 print(native.backend(), len(caught), caught[0].message)
 """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from commissure.core.errors import InputError
+from commissure.core.errors import BackendMissing, InputError
 from commissure.report.results import Bound, Report, Row, number
 
 
@@ -74,3 +75,18 @@ def test_texts() -> None:
         "inf",
         "nan",
     ]
+
+
+def test_to_frame_has_one_line_a_row(report: Report) -> None:
+    pytest.importorskip("pandas", reason="pandas is not installed (extra frames)")
+    frame = report.to_frame()
+    assert len(frame) == sum(len(entry.rows) for entry in report.entries)
+    assert list(frame.columns[:3]) == ["claim", "verdict", "key"]
+    first = next(entry for entry in report.entries if entry.rows)
+    assert frame.iloc[0]["value"] == first.rows[0].value
+
+
+def test_to_frame_without_pandas_names_the_extra(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(BackendMissing, match=r"commissure\[frames\]"):
+        report.to_frame()

@@ -139,9 +139,19 @@ CLAIMS: tuple[Claim, ...] = (
         "Wiener filter and no worse than a well-regularized binned GRU.",
         quoted="R² .9549 (center-out, C-CO16; other data)",
         gate=(Bound("direct_minus_wiener", at_least=0.06), Bound("direct_minus_gru", at_least=-0.01)),
-        cost=Cost(smoke=8, quick=70, full=1800),
+        cost=Cost(smoke=8, quick=100, full=1200),
         module="commissure.experiments.decode_accuracy",
         min_seeds=5,
+    ),
+    Claim(
+        id="decode.timing",
+        paper=_POSSM,
+        statement="Where fine timing carries information, POSSM on spike times decodes better than a GRU on bins "
+        "of any width.",
+        quoted="true spike times > bins (ablation, sign only)",
+        gate=(Bound("fine_direct_minus_gru", at_least=0), Bound("timing_direct_minus_gru", at_least=0)),
+        cost=Cost(smoke=0, quick=0, full=900),
+        module="commissure.experiments.decode_timing",
     ),
     Claim(
         id="decode.stream",

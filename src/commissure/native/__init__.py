@@ -16,23 +16,28 @@ __all__ = ["backend", "kernels"]
 
 
 @cache
+def _load() -> ModuleType | ImportError:
+    try:
+        return importlib.import_module("commissure.native._kernels")
+    except ImportError as error:
+        return error
+
+
+@cache
 def kernels() -> ModuleType | None:
     """The compiled extension, or None (with one warning) where the package was built without a compiler."""
-    try:
-        _kernels = importlib.import_module("commissure.native._kernels")
-    except ImportError as error:
-        warnings.warn(
-            f"commissure was built without its C++ kernels ({error}); the slower Python references run instead. "
-            "Install a C++17 compiler and reinstall to get them.",
-            CommissureWarning,
-            stacklevel=3,
-        )
-        return None
-    return _kernels
+    found = _load()
+    if isinstance(found, ModuleType):
+        return found
+    warnings.warn(
+        f"commissure was built without its C++ kernels ({found}); the slower Python references run instead. "
+        "Install a C++17 compiler and reinstall to get them.",
+        CommissureWarning,
+        stacklevel=3,
+    )
+    return None
 
 
 def backend() -> str:
-    """The live backend, 'c++' or 'python'."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CommissureWarning)
-        return "python" if kernels() is None else "c++"
+    """The live backend, 'c++' or 'python'; asking gives no warning."""
+    return "c++" if isinstance(_load(), ModuleType) else "python"

@@ -1,6 +1,6 @@
-"""Write the claims table of the README from `reports/full.json`: `python -m commissure.report.readme`.
+"""Write what is generated from `reports/full.json`: `python -m commissure.report.readme`.
 
-The table stands between two markers and is the only part of the README that changes.
+The claims table of the README, between two markers, and the index of papers, `docs/papers.md`, a whole page.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from commissure.core.errors import InputError
 from commissure.report.results import Entry, Report
 
-__all__ = ["BEGIN", "END", "table", "update"]
+__all__ = ["BEGIN", "END", "papers", "table", "update"]
 
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
 
@@ -47,11 +47,29 @@ def update(readme: str, report: Report) -> str:
     return f"{before}{BEGIN}\n{table(report)}\n{END}{after}"
 
 
+def papers(report: Report) -> str:
+    """The index of papers as a Markdown page: what each says, and what became of it here."""
+    lines = [
+        "# Papers and claims",
+        "",
+        "Generated from `reports/full.json`; the numbers stand in the README and the report.",
+    ]
+    for paper in dict.fromkeys(entry.paper for entry in report.entries):
+        lines += ["", f"## {paper}", "", "| claim | statement | paper's number | verdict |", "|---|---|---|---|"]
+        for entry in report.entries:
+            if entry.paper == paper:
+                cells = (f"`{entry.id}`", entry.statement, entry.quoted, entry.verdict)
+                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: list[str]) -> int:
-    """`[REPORT [README]]`, default reports/full.json and README.md."""
-    source, target = [*map(Path, arguments), *map(Path, ("reports/full.json", "README.md")[len(arguments) :])]
-    text = update(target.read_text("utf-8"), Report.from_json(source.read_text("utf-8")))
-    target.write_text(text, "utf-8")
+    """`[REPORT [README [PAPERS]]]`, default reports/full.json, README.md and docs/papers.md."""
+    defaults = ("reports/full.json", "README.md", "docs/papers.md")
+    source, target, index = [*map(Path, arguments), *map(Path, defaults[len(arguments) :])]
+    report = Report.from_json(source.read_text("utf-8"))
+    target.write_text(update(target.read_text("utf-8"), report), "utf-8")
+    index.write_text(papers(report), "utf-8")
     return 0
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from commissure.core.errors import InputError
+from commissure.core.errors import BackendMissing, InputError
 
 __all__ = ["VERDICTS", "Bound", "Budget", "Entry", "Report", "Row", "Verdict", "number"]
 
@@ -162,6 +162,19 @@ class Report:
     def from_json(cls, text: str) -> Report:
         """Read what `to_json` wrote; anything else raises `InputError`."""
         return _validated(cls, text, "text")
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one line a row of every entry; without pandas `BackendMissing`."""
+        try:
+            import pandas
+        except ImportError:
+            raise BackendMissing("pandas", "frames", "Report.to_frame") from None
+        lines = [
+            {"claim": entry.id, "verdict": entry.verdict, **{f.name: getattr(row, f.name) for f in fields(row)}}
+            for entry in self.entries
+            for row in entry.rows
+        ]
+        return pandas.DataFrame(lines)
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON to `path`, whole or not at all."""
