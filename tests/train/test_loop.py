@@ -29,14 +29,14 @@ def _line() -> nn.Linear:
 
 
 def test_equals_adamw_written_out() -> None:
-    config = TrainConfig(steps=6, lr=0.1, betas=(0.7, 0.8), weight_decay=0.3, warmup=0.5, clip=0.5)
+    config = TrainConfig(steps=6, lr=0.1, betas=(0.7, 0.8), weight_decay=0.3, warmup=0.5, clip=5.0)
     module = _line()
     train(module, lambda step: float(step + 1), loss=lambda scale: scale * module.weight.square().sum(), config=config,
           seed=0)  # fmt: skip
     weight, first, second = 1.0, 0.0, 0.0
     for step in range(6):
         gradient = 2 * (step + 1) * weight
-        gradient *= min(1.0, 0.5 / (abs(gradient) + 1e-6))
+        gradient *= min(1.0, 5.0 / (abs(gradient) + 1e-6))
         rate = 0.1 * learning_rate_factor(step, config)
         first, second = 0.7 * first + 0.3 * gradient, 0.8 * second + 0.2 * gradient**2
         weight *= 1 - rate * 0.3
