@@ -9,9 +9,9 @@ import torch
 from commissure.core.errors import CommissureWarning, ConvergenceError, InputError
 from commissure.decode.fitting import TrainingBatch, _Source, possm_loss
 from commissure.decode.possm import POSSM
-from commissure.decode.presets import FitConfig
+from commissure.decode.presets import FitConfig, preset
 from commissure.decode.recording import SpikeRecording
-from commissure.decode.unit_dropout import UnitDropoutRate
+from commissure.decode.unit_dropout import UnitDropout, UnitDropoutRate
 from commissure.decode.windows import interval_weights
 
 SMALL = {"dim": 32, "rnn_dim": 32}
@@ -179,3 +179,26 @@ def test_each_dropout_acts_in_training_and_only_there(field: str) -> None:
         torch.manual_seed(0)
         assert not torch.equal(model.train()(batch)[0], model(batch)[0])
         torch.testing.assert_close(model.eval()(batch)[0], plain(batch)[0], rtol=0, atol=0)
+
+
+def test_presets_are_the_published_layout_and_the_recipe() -> None:
+    ss, direct = preset("possm-ss"), preset("possm-direct")
+    assert (ss.model.encoder, ss.model.readout_norm, ss.model.readout_ffn) == ("softmax", True, True)
+    assert (ss.model.embedding_std, ss.model.t_min, ss.model.latent_dropout, ss.model.hidden_dropout) == (
+        0.02,
+        1e-4,
+        0,
+        0,
+    )
+    assert (ss.fit.lr, ss.fit.warmup, ss.fit.constant, ss.fit.betas, ss.fit.weight_decay) == (
+        4e-3, 0.0, 0.5, (0.9, 0.999), 1e-4,
+    )  # fmt: skip
+    assert ss.fit.unit_dropout == UnitDropout(minimum=60, mode=300, maximum=1000, peak=4)
+    assert (direct.model.encoder, direct.model.readout_norm, direct.model.readout_ffn) == ("additive", False, False)
+    assert (direct.model.embedding_std, direct.model.t_min, direct.model.auxiliary_dim) == (1.0, 5e-3, 2)
+    assert (direct.model.ffn_dropout, direct.model.latent_dropout, direct.model.hidden_dropout) == (0.2, 0.3, 0.3)
+    assert (direct.fit.steps, direct.fit.batch_size, direct.fit.lr, direct.fit.clip) == (450, 16, 2e-3, 1.0)
+    assert (direct.fit.betas, direct.fit.weight_decay, direct.fit.warmup) == ((0.9, 0.98), 1e-3, 0.1)
+    assert (direct.fit.unit_dropout, direct.fit.auxiliary_weight) == (UnitDropoutRate(maximum=0.3), 0.3)
+    for each in (ss.model, direct.model):
+        assert (each.dim, each.rnn_dim, each.rnn_layers, each.context, each.t_max) == (64, 256, 1, 3, 10.0)

@@ -200,3 +200,13 @@ def test_bad_input() -> None:
     single = SpikeRecording.from_counts([np.ones((1, 2), int)] * 3, 0.1, behavior=[[[1.0]]] * 3, session="s")
     with pytest.raises(DegenerateError, match="no dynamics"):
         KalmanFilter(lead=0, history=0, shrinkage=0.5, power=0.5).fit(single)
+
+
+def test_shrinkage_leaves_variances_and_scales_covariances() -> None:
+    plain, shrunk = (
+        KalmanFilter(lead=1, history=0, position=False, shrinkage=s, power=0.5).fit(_recording()).parameters
+        for s in (0.0, 0.3)
+    )
+    off = ~np.eye(20, dtype=bool)
+    np.testing.assert_allclose(shrunk.observation_noise[off], 0.7 * plain.observation_noise[off], atol=1e-12)
+    np.testing.assert_allclose(np.diag(shrunk.observation_noise), np.diag(plain.observation_noise), atol=1e-12)
