@@ -29,6 +29,7 @@ from commissure.core.errors import InputError
 from commissure.decode.possm import POSSM
 from commissure.decode.recording import bin_index
 from commissure.decode.step_weights import has_kernel
+from commissure.decode.stream_check import check_stream
 from commissure.decode.stream_stats import LatencyHistogram, StreamStats, Tally
 from commissure.decode.stream_store import StreamState, model_digest, read_state, write_state
 from commissure.decode.torch_step import TorchStep, TorchStepState
@@ -255,7 +256,11 @@ class StreamingDecoder:
             )
 
     def load_state(self, state: StreamState) -> None:
-        """Go on from `state`, of a decoder with the same model, session and kind of engine."""
+        """Go on from `state`, of a decoder with the same model, session and kind of engine.
+
+        A state that no such decoder can have raises InputError naming the field; nothing has changed then.
+        """
+        check_stream(state, n_units=len(self.unit_ids), chunk_s=self.chunk_s)
         n = len(state.queue_units)
         if n > self.capacity:
             raise InputError("state.queue_units", n, f"at most capacity = {self.capacity} spikes", "raise capacity")
