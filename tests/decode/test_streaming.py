@@ -414,6 +414,49 @@ def test_bad_arguments(gru: POSSM) -> None:
             call()
 
 
+@pytest.mark.parametrize("t0", [0.0, 1e6])
+def test_a_clock_that_jumps_is_named(gru: POSSM, t0: float) -> None:
+    rec = recording(t0=t0)
+    stream = decoder(gru)
+    stream.reset(t0)
+    stream.push(rec.times, rec.units)
+    before = stream.state()
+    with pytest.raises(InputError, match=r"^now = .* horizon_s = 60 s .* open chunk's end at .*reset\(t0\) or advance"):
+        stream.poll(t0 + CHUNK + 60.1)
+    assert stream.state().chunk == before.chunk == 0
+    assert np.array_equal(stream.state().counters, before.counters)
+    made = stream.poll(t0 + CHUNK + 59.9)  # a stall, however long, is none
+    assert made is not None
+    assert made.skipped
+    stream.advance(1198)
+    assert stream.poll(t0 + CHUNK + 60.1) is not None
+    stream.reset(t0 + 1e5)
+    assert stream.poll(t0 + 1e5 + CHUNK) is not None
+
+
+def test_arguments_that_are_no_numbers(gru: POSSM) -> None:
+    stream = decoder(gru)
+    calls: list[tuple[Any, str]] = [
+        (lambda: stream.poll(None), "now = None"),  # type: ignore[arg-type]
+        (lambda: stream.poll("0.05"), "now = '0.05'"),  # type: ignore[arg-type]
+        (lambda: stream.reset("0"), "t0 = '0'"),  # type: ignore[arg-type]
+        (lambda: stream.advance(1.5), "n = 1.5"),  # type: ignore[arg-type]
+        (lambda: stream.push(["0.01"], [0]), "times = '<U4'"),
+        (lambda: stream.push([None], [0]), "times = 'object'"),
+        (lambda: stream.push([[0.01], [0.01, 0.02]], [0]), "times = 'list'"),
+        (lambda: stream.step("now", [0]), "times = '<U3'"),
+        (lambda: stream.push_counts([["1"] * UNITS]), "counts = '<U1'"),
+        (lambda: stream.push_counts(np.ones((1, UNITS)), start="0"), "start = '0'"),  # type: ignore[arg-type]
+        (lambda: stream.push_counts(np.ones((1, UNITS)), bin_s="0.01"), "bin_s = '0.01'"),  # type: ignore[arg-type]
+        (lambda: stream.push_counts(np.ones((1, UNITS)), bin_s=0.051), r"bin_s = 0.051: .* chunk_s = 0.05"),
+    ]
+    for call, message in calls:
+        with pytest.raises(InputError, match=f"^{message}"):
+            call()
+    assert stream.stats().folded == stream.stats().chunks == 0
+    stream.push_counts(np.ones((1, UNITS), int), bin_s=0.05)
+
+
 def test_one_thread_pushes_while_another_polls(gru: POSSM) -> None:
     rec = recording()
     expected = values(replay(decoder(gru), rec))[-5:]
