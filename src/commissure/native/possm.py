@@ -14,7 +14,7 @@ Source: POSSM, arXiv 2506.05320, section 3; the incremental algebra is our own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -118,7 +118,7 @@ class PossmStep:
         """Do now what the next `close` needs and needs no spikes; called again it does nothing."""
         (self._engine if self._reference is None else self._reference).idle()
 
-    def copy(self) -> Self:
+    def copy(self) -> PossmStep:
         """An independent engine in the same state, sharing the weights."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
