@@ -205,6 +205,25 @@ def test_sessions_do_not_depend_on_the_order_they_came_in() -> None:
     np.testing.assert_allclose(a.predict(first), b.predict(first), rtol=0, atol=1e-6)
 
 
+def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    made = POSSM(dim=32, rnn_dim=8)
+    made.save(path)
+    before = path.read_bytes()
+
+    def torn(tensors: object, target: str, **options: object) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(possm, "save_file", torn)
+    with pytest.raises(OSError, match="disk full"):
+        made.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(InputError, match="path"):
+        made.save(tmp_path / "missing" / "model.safetensors")
+
+
 def test_a_factory_makes_the_backbone_and_is_needed_to_load(tmp_path: Path) -> None:
     from commissure.nn import GRU
 

@@ -32,9 +32,8 @@ from torch import Tensor, nn
 from commissure.core.config import Config
 from commissure.core.errors import InputError, NotFittedError
 from commissure.core.rng import generator, isolated
-from commissure.decode.metrics import r2_score
 from commissure.decode.recording import BinnedSegment, SpikeRecording
-from commissure.decode.segments import check_units, training_segments, values_at
+from commissure.decode.segments import check_units, score_within, training_segments, values_at
 from commissure.train import TrainConfig, TrainResult, train
 
 __all__ = ["BinnedGRU", "BinnedMLP"]
@@ -109,9 +108,9 @@ class _BinnedNetwork(ABC):
                 ]
         return values_at(recording, at, self.bin_s, outputs)
 
-    def score(self, recording: SpikeRecording) -> float:
-        """R2 (uniform average over outputs) on all behavior samples."""
-        return r2_score(recording.behavior, self.predict(recording))
+    def score(self, recording: SpikeRecording, *, interval: ArrayLike | None = None) -> float:
+        """R2 (uniform average over outputs) on the samples in `interval` (n, 2) `[start, stop)` s; None: on all."""
+        return score_within(recording, self.predict(recording), interval)
 
     def _model(self) -> _Fitted:
         if self._fitted is None:

@@ -31,7 +31,7 @@ from commissure.core.errors import DegenerateError, InputError, NotFittedError
 from commissure.core.lsq import ridge
 from commissure.decode.metrics import r2_score
 from commissure.decode.recording import BinnedSegment, SpikeRecording
-from commissure.decode.segments import check_units, fold_of_rows, training_segments, values_at
+from commissure.decode.segments import check_units, fold_of_rows, score_within, training_segments, values_at
 
 __all__ = ["KalmanFilter", "KalmanParameters", "KalmanSelection", "kalman_filter", "kalman_gains"]
 
@@ -149,9 +149,9 @@ class KalmanFilter:
         check_units(model.unit_ids, recording)
         return values_at(recording, at, self.bin_s, _decode(model, recording.binned(self.bin_s)))
 
-    def score(self, recording: SpikeRecording) -> float:
-        """R2 (uniform average over outputs) on all behavior samples."""
-        return r2_score(recording.behavior, self.predict(recording))
+    def score(self, recording: SpikeRecording, *, interval: ArrayLike | None = None) -> float:
+        """R2 (uniform average over outputs) on the samples in `interval` (n, 2) `[start, stop)` s; None: on all."""
+        return score_within(recording, self.predict(recording), interval)
 
     def _model(self) -> _Fitted:
         if self._fitted is None:

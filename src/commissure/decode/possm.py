@@ -32,11 +32,11 @@ from commissure.core.rng import isolated, torch_generator
 from commissure.decode.backbone import Backbone, MixerFactory
 from commissure.decode.encoder import EncoderKind, NullToken, SpikeEncoder, SpikeTokens, UnitTables
 from commissure.decode.fitting import fit_possm
-from commissure.decode.metrics import r2_score
 from commissure.decode.presets import FitConfig, POSSMConfig, preset
 from commissure.decode.readout import Readout
 from commissure.decode.recording import SpikeRecording, bin_count
-from commissure.decode.segments import check_times
+from commissure.decode.saving import replacing
+from commissure.decode.segments import check_times, score_within
 from commissure.decode.step_weights import step_weights
 from commissure.decode.windows import Batch, collate, cut_window
 from commissure.native.possm_weights import PossmWeights
@@ -332,19 +332,20 @@ class POSSM(nn.Module):
         """Outputs in the behavior's units."""
         return outputs * self.target_std + self.target_mean
 
-    def score(self, recording: SpikeRecording) -> float:
-        """R2 over all behavior samples, uniform average over outputs."""
-        return r2_score(recording.behavior, self.predict(recording))
+    def score(self, recording: SpikeRecording, *, interval: ArrayLike | None = None) -> float:
+        """R2 (uniform average over outputs) on the samples in `interval` (n, 2) `[start, stop)` s; None: on all."""
+        return score_within(recording, self.predict(recording), interval)
 
     def save(self, path: str | Path) -> None:
-        """Write weights, vocabulary and configuration to one safetensors file (no pickle)."""
+        """Write weights, vocabulary and configuration to one safetensors file (no pickle), replaced in one step."""
         metadata = {
             "format": FORMAT,
             "config": self.config.model_dump_json(),
             "fit_config": self.fit_config.model_dump_json(),
             "vocabulary": Vocabulary(sessions=self.sessions, seed=self.seed).model_dump_json(),
         }
-        save_file({name: t.contiguous() for name, t in self.state_dict().items()}, str(path), metadata=metadata)
+        with replacing(path) as partial:
+            save_file({name: t.contiguous() for name, t in self.state_dict().items()}, str(partial), metadata=metadata)
 
     @classmethod
     def load(cls, path: str | Path, *, mixer: MixerFactory | None = None) -> POSSM:

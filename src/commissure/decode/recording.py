@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from commissure.core.errors import CommissureWarning, InputError
 
-__all__ = ["BinnedSegment", "SpikeRecording", "bin_count", "bin_index"]
+__all__ = ["BinnedSegment", "SpikeRecording", "bin_count", "bin_index", "inside_intervals"]
 
 _EDGE_S = 1e-9  # a time this close below an edge is on it; see the module's docstring
 _SMALLEST_BIN_S = 1e-6  # a thousand tolerances: below, the tolerance would be a visible part of the bin
@@ -61,6 +61,18 @@ def bin_count(start: float, stop: float, bin_s: float) -> int:
     _check_bin(bin_s)
     edge = float(_edge(np.asarray(stop, np.float64), start))
     return max(1, int(np.ceil((stop - start - edge) / bin_s)))
+
+
+def inside_intervals(times: Float[np.ndarray, " n"], interval: ArrayLike) -> Bool[np.ndarray, " n"]:
+    """Whether each time lies in one of the half-open intervals (n, 2), which may overlap; edges as for bins.
+
+    >>> inside_intervals(np.array([0.0, 0.1, 3 * 0.1]), [[0.0, 0.1], [0.2, 0.3]])
+    array([ True, False, False])
+    """
+    bounds = _intervals("interval", interval)
+    shifted = times + _edge(times, 0.0)
+    started = np.searchsorted(np.sort(bounds[:, 0]), shifted, side="right")
+    return started > np.searchsorted(np.sort(bounds[:, 1]), shifted, side="right")
 
 
 class BinnedSegment(NamedTuple):

@@ -14,9 +14,18 @@ from numpy.typing import ArrayLike
 
 from commissure.core.errors import InputError
 from commissure.core.rng import generator
-from commissure.decode.recording import BinnedSegment, SpikeRecording, bin_index
+from commissure.decode.metrics import r2_score
+from commissure.decode.recording import BinnedSegment, SpikeRecording, bin_index, inside_intervals
 
-__all__ = ["check_times", "check_units", "fold_of_rows", "one_session", "training_segments", "values_at"]
+__all__ = [
+    "check_times",
+    "check_units",
+    "fold_of_rows",
+    "one_session",
+    "score_within",
+    "training_segments",
+    "values_at",
+]
 
 
 def one_session(recordings: SpikeRecording | Sequence[SpikeRecording]) -> list[SpikeRecording]:
@@ -100,6 +109,22 @@ def values_at(
         # the clip only absorbs rounding at the segment's edges: membership was decided by the segment
         values[here] = outputs[row][np.clip(bins, 0, len(outputs[row]) - 1)]
     return values
+
+
+def score_within(
+    recording: SpikeRecording, prediction: Float[np.ndarray, "n_samples n_outputs"], interval: ArrayLike | None
+) -> float:
+    """R2 (uniform average over outputs) of a prediction at the recording's own times, on the samples in `interval`.
+
+    `interval` (n, 2) holds half-open `[start, stop)` in seconds, such as an entry of `epochs`; None takes all samples.
+    """
+    if interval is None:
+        return r2_score(recording.behavior, prediction)
+    kept = inside_intervals(recording.behavior_times, interval)
+    if not kept.any():
+        fix = "pass intervals in the recording's own seconds"
+        raise InputError("interval", np.asarray(interval).tolist(), "at least one behavior sample inside", fix)
+    return r2_score(recording.behavior[kept], prediction[kept])
 
 
 def check_times(
