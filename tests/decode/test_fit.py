@@ -201,4 +201,5 @@ def test_presets_are_the_published_layout_and_the_recipe() -> None:
     assert (direct.fit.betas, direct.fit.weight_decay, direct.fit.warmup) == ((0.9, 0.98), 1e-3, 0.1)
     assert (direct.fit.unit_dropout, direct.fit.auxiliary_weight) == (UnitDropoutRate(maximum=0.3), 0.3)
     for each in (ss.model, direct.model):
-        assert (each.dim, each.rnn_dim, each.rnn_layers, each.context, each.t_max) == (64, 256, 1, 3, 10.0)
+        assert (each.rnn_dim, each.rnn_layers, each.context, each.t_max) == (256, 1, 3, 10.0)
+    assert (ss.model.dim, direct.model.dim) == (64, 256)
