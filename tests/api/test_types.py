@@ -14,7 +14,7 @@ from pathlib import Path
 from beartype import BeartypeConf, beartype
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for mypy
-CHECKED = ("commissure.core", "commissure.decode", "commissure.nn", "commissure.train")
+CHECKED = ("commissure.core", "commissure.decode", "commissure.native", "commissure.nn", "commissure.train")
 
 
 def test_every_signature_holds_in_an_ordinary_pass() -> None:
@@ -24,18 +24,13 @@ def test_every_signature_holds_in_an_ordinary_pass() -> None:
 
 
 def _main() -> None:
-    import typing
-
-    import torch  # noqa: F401  # with the real Self, like every other package
     from jaxtyping import install_import_hook
 
-    known_as = typing.Self
-    typing.Self = typing.Any  # type: ignore[assignment]  # method by method, beartype cannot know the class
     with install_import_hook(list(CHECKED), "__main__.check"):
         import commissure.core
         import commissure.decode
+        import commissure.native.possm
         import commissure.nn  # noqa: F401
-    typing.Self = known_as  # type: ignore[assignment]
     for part in (_refused, _mixers, _baselines, _possm_and_streams, _spine):
         part()
 

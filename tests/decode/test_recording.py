@@ -209,7 +209,6 @@ def test_continuous_counts() -> None:
         ({"gap_s": -1.0}, r"^gap_s = -1.0"),
         ({"start": np.inf}, r"^start = inf"),
         ({"unit_ids": ("a",)}, r"^units\[1\] = 1|^units\[0\] = 1"),
-        ({"counts": [[0, 0]]}, r"^times = \(0,\): expected at least one spike"),
     ],
 )
 def test_from_counts_refuses(changes: dict[str, Any], message: str) -> None:
@@ -229,7 +228,11 @@ def test_from_counts_refuses(changes: dict[str, Any], message: str) -> None:
         ({"times": [0.0, 0.1, 0.2, np.inf]}, r"^times\[3\] = inf"),
         ({"times": [[0.0], [0.1]]}, r"^times = \(2, 1\): expected a 1-dimensional"),
         ({"times": ["a"]}, r"^times = 'list': expected a 1-dimensional array of numbers"),
-        ({"times": [], "units": []}, r"^times = \(0,\): expected at least one spike; the recording is empty"),
+        (
+            {"times": [], "units": [], "behavior": np.zeros((0, 2)), "behavior_times": []},
+            r"^times = \(0,\): expected at least one spike, behavior sample or trial; the recording is empty",
+        ),
+        ({"times": [], "units": [0]}, r"^units = \(1,\): expected one entry a spike, shape \(0,\)"),
         ({"units": [0, 1]}, r"^units = \(2,\): expected one entry a spike, shape \(4,\)"),
         ({"units": [0, 1, 2, 0]}, r"^units\[2\] = 2: expected 0..1 \(2 unit_ids\); add the unit"),
         ({"units": [0, -1, 1, 0]}, r"^units\[1\] = -1"),

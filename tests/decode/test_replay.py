@@ -9,6 +9,7 @@ from commissure.core.errors import InputError
 from commissure.decode.possm import POSSM
 from commissure.decode.recording import SpikeRecording
 from commissure.decode.replay import replay_stream
+from commissure.native import backend
 
 
 def _recording(*lengths: float, bin_s: float | None = None) -> SpikeRecording:
@@ -28,7 +29,10 @@ def _recording(*lengths: float, bin_s: float | None = None) -> SpikeRecording:
     )
 
 
-@pytest.mark.parametrize("engine", ["c++", "torch"])
+needs_kernels = pytest.mark.skipif(backend() == "python", reason="built without the C++ kernels")
+
+
+@pytest.mark.parametrize("engine", [pytest.param("c++", marks=needs_kernels), "torch"])
 def test_every_chunk_and_spike_of_every_trial(engine: str) -> None:
     recording, model = _recording(0.5, 0.51, 0.53, 0.02), POSSM(dim=32, rnn_dim=8)
     model.add_session(recording)

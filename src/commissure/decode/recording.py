@@ -78,6 +78,7 @@ class SpikeRecording:
     """Spikes and behavior of one session, all times in float64 seconds of one clock.
 
     - `times`, `units`: one entry a spike; `units` are rows of `unit_ids`.  Unsorted spikes are sorted, with a warning.
+      There may be none where trials or samples say when was recorded.
     - `behavior` (n_samples, n_outputs) at `behavior_times` (strictly increasing): what to decode.  Both may be empty.
     - `trials` (n_trials, 2): sorted, disjoint `[start, stop)`; None is one continuous stretch.  Each behavior sample
       lies in a trial; spikes outside all trials are kept and never counted.
@@ -118,6 +119,9 @@ class SpikeRecording:
             values["auxiliary"] = _samples("auxiliary", self.auxiliary, len(times))
         if self.trials is not None:
             values["trials"] = _checked_trials(self.trials)
+        elif not (values["times"].size or times.size):
+            allowed = "at least one spike, behavior sample or trial"
+            raise InputError("times", values["times"].shape, allowed, "the recording is empty: check the reader")
         values["epochs"] = {str(name): _intervals(f"epochs[{name!r}]", x) for name, x in self.epochs.items()}
         if self.bin_s is not None:
             _check_bin(self.bin_s)
@@ -146,8 +150,10 @@ class SpikeRecording:
         """
         if self.trials is not None:
             return self.trials
-        start, stop = float(self.times[0]), float(self.times[-1]) + 1e-6
         samples = self.behavior_times
+        start, stop = np.inf, -np.inf
+        if self.times.size:
+            start, stop = float(self.times[0]), float(self.times[-1]) + 1e-6
         if samples.size:
             interval = self.bin_s or (float(np.median(np.diff(samples))) if samples.size > 1 else 1e-6)
             before = 0.5 * self.bin_s if self.bin_s else 0.0
@@ -422,7 +428,7 @@ def _checked_spikes(times: ArrayLike, units: ArrayLike, unit_ids: tuple[str, ...
     if given.shape != spike_times.shape:
         raise InputError("units", given.shape, f"one entry a spike, shape {spike_times.shape}")
     if not spike_times.size:
-        raise InputError("times", spike_times.shape, "at least one spike", "the recording is empty: check the reader")
+        return spike_times, np.zeros(0, np.int64)
     if given.dtype.kind not in "iu":
         raise InputError("units", str(given.dtype), "integers, rows of unit_ids", "convert with .astype(int)")
     rows = given.astype(np.int64)

@@ -100,7 +100,7 @@ def _stream_segment(
         if speed:
             time.sleep(max(0.0, begin + (due - start) / speed - time.perf_counter()))
             due = max(due, start + (time.perf_counter() - begin) * speed)
-        now = min(due, stop)
+        now = min(due, stop, now + decoder.horizon_s / 2)  # however far the replay is behind, no clock has jumped
         last = len(times) if now == stop else int(np.searchsorted(times, now))
         decoder.push(times[first:last], units[first:last])  # all that has arrived by now, before asking for results
         first = last

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from commissure.core.errors import InputError
+from commissure.decode.saving import replacing
 from commissure.decode.torch_step import TorchStep, TorchStepState
 from commissure.native.possm import PossmState, PossmStep
 
@@ -64,23 +64,21 @@ def write_state(path: str | os.PathLike[str], state: StreamState, digest: str) -
             arrays |= {f"engine.{name}.{i}": array for i, array in enumerate(value)}
         else:
             arrays[f"engine.{name}"] = np.asarray(value)
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     metadata = {"format": FORMAT, "engine": type(state.engine).__name__, "digest": digest}
-    try:
+    with replacing(path) as partial:
         save_file({name: np.array(a, order="C") for name, a in arrays.items()}, partial, metadata=metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_state(path: str | os.PathLike[str], digest: str) -> StreamState:
-    """Read a file of `write_state`; InputError for another format or another model."""
+    """Read a file of `write_state`; InputError for another format, another model, or fields missing or unknown.
+
+    The values are checked by `StreamingDecoder.load_state`.
+    """
     try:
         with safe_open(str(path), "np") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, AttributeError) as error:
         raise InputError("path", str(path), "a readable safetensors file", str(error)) from None
     if metadata.get("format") != FORMAT:
         raise InputError("path", str(path), f"a file written by StreamingDecoder.save ({FORMAT})")
@@ -88,15 +86,31 @@ def read_state(path: str | os.PathLike[str], digest: str) -> StreamState:
         raise InputError(
             "path", str(path), "a state of this model, session and kind of engine", "load it where it was saved"
         )
-    own = {name.removeprefix("engine."): a for name, a in arrays.items() if name.startswith("engine.")}
-    engine: PossmState | TorchStepState
-    if metadata.get("engine") == "TorchStepState":
-        tensors = tuple(own[f"tensors.{i}"] for i in range(len(own) - 2))
-        engine = TorchStepState(own["units"], own["offsets"], tensors)
-    else:
-        engine = PossmState(**{name: a.item() if a.ndim == 0 else a for name, a in own.items()})
-    rest = {name: arrays[name] for name in StreamState._fields if name != "engine"}
-    return StreamState(engine=engine, **{name: a.item() if a.ndim == 0 else a for name, a in rest.items()})
+    own = {name: arrays.pop(name) for name in sorted(arrays) if name.startswith("engine.")}
+    engine = _engine_state(metadata.get("engine", ""), {name.removeprefix("engine."): a for name, a in own.items()})
+    _check_names("state.", arrays, set(StreamState._fields) - {"engine"})
+    return StreamState(engine=engine, **{name: _scalar(a) for name, a in arrays.items()})
+
+
+def _engine_state(kind: str, own: dict[str, np.ndarray]) -> PossmState | TorchStepState:
+    if kind == "PossmState":
+        _check_names("state.engine.", own, set(PossmState._fields))
+        return PossmState(**{name: _scalar(a) for name, a in own.items()})
+    if kind == "TorchStepState":
+        names = [f"tensors.{i}" for i in range(len(own) - 2)]
+        _check_names("state.engine.", own, {"units", "offsets", *names})
+        return TorchStepState(own["units"], own["offsets"], tuple(own[name] for name in names))
+    raise InputError("state.engine", kind, "PossmState or TorchStepState", "the file is damaged")
+
+
+def _check_names(prefix: str, found: Mapping[str, np.ndarray], wanted: set[str]) -> None:
+    for name in sorted(wanted ^ set(found)):
+        fault = "a known field" if name in found else "an array"
+        raise InputError(prefix + name, "unknown" if name in found else "missing", fault, "the file is damaged")
+
+
+def _scalar(array: np.ndarray) -> Any:
+    return array.item() if array.ndim == 0 else array
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,17 +18,19 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from numbers import Integral, Real
 from os import PathLike
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from commissure.core.errors import InputError
 from commissure.decode.possm import POSSM
 from commissure.decode.recording import bin_index
 from commissure.decode.step_weights import has_kernel
+from commissure.decode.stream_check import check_stream
 from commissure.decode.stream_stats import LatencyHistogram, StreamStats, Tally
 from commissure.decode.stream_store import StreamState, model_digest, read_state, write_state
 from commissure.decode.torch_step import TorchStep, TorchStepState
@@ -72,7 +74,8 @@ class StreamingDecoder:
     duplicates        repeated (unit, time) pairs of a chunk: "keep" (not looked for), "count", or "drop" the repeats
     unknown_units     "error" or "ignore" (counted)
     capacity          spikes the queue for later chunks holds
-    horizon_s         a spike further ahead of the open chunk raises InputError: a clock has jumped
+    horizon_s         a spike further ahead of the open chunk, or a `now` of `poll` further past its end, raises
+                      InputError: a clock has jumped; go on with `reset(t0)` or `advance(n)`
 
     The model is copied: training it further does not change a running stream.  One thread may push while another polls.
     The stream starts at `t0 = 0`; `reset(t0)` starts a new one.
@@ -146,8 +149,7 @@ class StreamingDecoder:
 
     def reset(self, t0: float = 0.0) -> None:
         """Start a new stream whose first chunk begins at `t0` (seconds); state, queue and counters are cleared."""
-        if not math.isfinite(t0):
-            raise InputError("t0", t0, "a finite time (seconds)")
+        _check_moment("t0", t0)
         with self._lock:
             self._t0, self._chunk, self._queued = float(t0), 0, 0
             self._seen: dict[int, set[tuple[float, int]]] = {}
@@ -155,24 +157,25 @@ class StreamingDecoder:
             self._latency = LatencyHistogram()
             self._engine.reset()
 
-    def push(self, times: Float[ArrayLike, " n"], units: ArrayLike) -> None:
-        """Give spikes in any order; O(n), never waits for time to pass.
+    def push(self, times: ArrayLike, units: ArrayLike) -> None:
+        """Give spikes, `times` (n) in seconds and `units` (n), in any order; O(n), never waits for time to pass.
 
-        Raises InputError for times not finite or beyond the horizon, for unknown units (unless ignored) and for
+        Raises InputError for times not finite numbers or beyond the horizon, for unknown units (unless ignored) and for
         arrays of different lengths; no spike of the call has been taken then.
         """
         with self._lock:
             self._engine.idle()
             self._push(times, units)
 
-    def push_counts(
-        self, counts: Int[ArrayLike, "*bins units"], *, start: float | None = None, bin_s: float | None = None
-    ) -> None:
+    def push_counts(self, counts: ArrayLike, *, start: float | None = None, bin_s: float | None = None) -> None:
         """Give binned spikes: counts (units) of one bin or (bins, units) of several; spikes sit at their bin's center.
 
-        `start` of the first bin defaults to the open chunk's, `bin_s` to the chunk.  Repeats are not duplicates here.
+        `start` of the first bin defaults to the open chunk's, `bin_s` to the chunk, its largest value.  Repeats
+        are not duplicates here.
         """
         array = np.atleast_2d(np.asarray(counts))
+        if array.dtype.kind not in "iufb":
+            raise InputError("counts", str(array.dtype), "integers >= 0")
         if array.ndim != 2 or array.shape[1] != len(self.unit_ids):
             raise InputError("counts", array.shape, f"(units) or (bins, units) with {len(self.unit_ids)} units")
         bad = np.argwhere(~((array >= 0) & (array == np.rint(array)) & (array < 2**31)))
@@ -180,8 +183,11 @@ class StreamingDecoder:
             where = tuple(bad[0].tolist())
             raise InputError(f"counts[{where[0]}, {where[1]}]", float(array[where]), "an integer >= 0")
         width = self.chunk_s if bin_s is None else bin_s
-        if not (math.isfinite(width) and width > 0):
-            raise InputError("bin_s", bin_s, "a number > 0 (seconds)")
+        if not (isinstance(width, Real) and 0 < width <= self.chunk_s * (1 + 1e-9)):
+            fix = "longer bins would leave chunks empty: make the model with chunk_s = bin_s"
+            raise InputError("bin_s", bin_s, f"above 0, at most chunk_s = {self.chunk_s} (seconds)", fix)
+        if start is not None:
+            _check_moment("start", start)
         rows, units = np.nonzero(array)
         repeats = array[rows, units].astype(np.int64)
         with self._lock:
@@ -194,17 +200,20 @@ class StreamingDecoder:
         """Close the open chunk if it has ended by `now`, at most one a call; None when there is nothing to close.
 
         Call it until it returns None: after a stall the chunks that are more than one chunk late come without values.
+        Raises InputError for `now` more than `horizon_s` past the open chunk's end; nothing has been closed then.
         """
-        if not math.isfinite(now):
-            raise InputError("now", now, "a finite time (seconds)")
+        _check_moment("now", now)
         with self._lock:
             behind = now - self.next_end
             if behind < 0 and (behind < -MARGIN_S or self._chunk_of(now) <= self._chunk):
                 return None
+            if behind > self.horizon_s:
+                allowed = f"at most horizon_s = {self.horizon_s:g} s after the open chunk's end at {self.next_end} s"
+                raise InputError("now", now, allowed, "if the clock jumped, call reset(t0) or advance(n)")
             is_stale = behind > self.chunk_s + MARGIN_S
             return self._finish(readout=not is_stale)
 
-    def step(self, times: Float[ArrayLike, " n"], units: ArrayLike) -> Prediction:
+    def step(self, times: ArrayLike, units: ArrayLike) -> Prediction:
         """Push spikes, then close the open chunk whatever the time: one call a chunk, as in an offline replay."""
         with self._lock:
             self._engine.idle()
@@ -213,7 +222,7 @@ class StreamingDecoder:
 
     def advance(self, n: int) -> None:
         """Close `n` chunks without readout, as after a gap in the data; spikes already given for them are used."""
-        if n < 0:
+        if not isinstance(n, Integral) or n < 0:
             raise InputError("n", n, "an integer >= 0 (chunks)")
         with self._lock:
             for _ in range(n):
@@ -255,7 +264,11 @@ class StreamingDecoder:
             )
 
     def load_state(self, state: StreamState) -> None:
-        """Go on from `state`, of a decoder with the same model, session and kind of engine."""
+        """Go on from `state`, of a decoder with the same model, session and kind of engine.
+
+        A state that no such decoder can have raises InputError naming the field; nothing has changed then.
+        """
+        check_stream(state, n_units=len(self.unit_ids), chunk_s=self.chunk_s)
         n = len(state.queue_units)
         if n > self.capacity:
             raise InputError("state.queue_units", n, f"at most capacity = {self.capacity} spikes", "raise capacity")
@@ -282,7 +295,7 @@ class StreamingDecoder:
         """Go on from a file written by `save`; a state of another model or session raises InputError."""
         self.load_state(read_state(path, model_digest(self._engine)))
 
-    def copy(self) -> Self:
+    def copy(self) -> StreamingDecoder:
         """An independent stream in the same state, sharing the weights."""
         with self._lock:
             other = copy.copy(self)
@@ -316,7 +329,7 @@ class StreamingDecoder:
             raise InputError(f"units[{bad[0]}]", units[bad[0]].item(), allowed, fix)
 
     def _push(self, times: ArrayLike, units: ArrayLike, *, is_binned: bool = False) -> None:
-        rows, seconds = spike_arrays(self._unit_rows(units), np.asarray(times, np.float64))
+        rows, seconds = spike_arrays(self._unit_rows(units), _seconds(times))
         if not seconds.size:
             return
         relative = seconds - self._t0
@@ -435,3 +448,19 @@ class StreamingDecoder:
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InputError(name, value, f"one of {allowed}")
+
+
+def _check_moment(name: str, value: Any) -> None:
+    if not (isinstance(value, Real) and math.isfinite(value)):
+        raise InputError(name, value, "a finite time (seconds)")
+
+
+def _seconds(times: ArrayLike) -> np.ndarray:
+    """Times as float64; text, None and ragged lists are not parsed."""
+    try:
+        array = np.asarray(times)
+    except ValueError as error:
+        raise InputError("times", type(times).__name__, f"a 1-dimensional array of seconds ({error})") from None
+    if array.dtype.kind not in "iuf":
+        raise InputError("times", str(array.dtype), "numbers (seconds)", "convert with .astype(float)")
+    return array.astype(np.float64, copy=False)

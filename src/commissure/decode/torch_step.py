@@ -99,9 +99,20 @@ class TorchStep:
     def load_state(self, state: TorchStepState) -> None:
         """Go on from `state`, of an engine with the same model."""
         like = self.model.init_state(1)
-        shapes, found = [tuple(t.shape) for t in _leaves(like)], [tuple(t.shape) for t in state.tensors]
+        initial, fix = _leaves(like), "load a state saved with the same model"
+        shapes, found = [tuple(t.shape) for t in initial], [tuple(t.shape) for t in state.tensors]
         if len(shapes) != len(found) or not all(map(_fits, found, shapes)):
-            raise InputError("state.tensors", found, f"shapes {shapes}", "load a state saved with the same model")
+            raise InputError("state.tensors", found, f"shapes {shapes}", fix)
+        for i, (array, first) in enumerate(zip(state.tensors, initial, strict=True)):
+            if array.dtype != (dtype := first.cpu().numpy().dtype):
+                raise InputError(f"state.tensors[{i}]", str(array.dtype), str(dtype), fix)
+            if not np.isfinite(array).all():
+                raise InputError(f"state.tensors[{i}]", "nan or inf", "finite numbers", fix)
+        n_chunks = state.tensors[-1]  # the last field of POSSMState
+        if (n_chunks < 0).any():
+            raise InputError(f"state.tensors[{len(initial) - 1}] (n_chunks)", n_chunks.tolist(), "integers >= 0", fix)
+        if state.offsets.dtype.kind != "f":
+            raise InputError("state.offsets", str(state.offsets.dtype), "floats", fix)
         units, offsets = check_spikes(state.units, state.offsets, self.n_units)
         self._state = _filled(like, iter(state.tensors))
         self._units, self._offsets = [units.copy()], [offsets.copy()]

@@ -14,7 +14,7 @@ Source: POSSM, arXiv 2506.05320, section 3; the incremental algebra is our own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -118,7 +118,7 @@ class PossmStep:
         """Do now what the next `close` needs and needs no spikes; called again it does nothing."""
         (self._engine if self._reference is None else self._reference).idle()
 
-    def copy(self) -> Self:
+    def copy(self) -> PossmStep:
         """An independent engine in the same state, sharing the weights."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
@@ -158,17 +158,32 @@ class PossmStep:
 
 
 def _check_state(weights: PossmWeights, state: PossmState) -> None:
+    """Raise InputError naming the first field that no engine of these weights can have."""
     shape = (weights.context, weights.head_dim)
     hidden = sum(_hidden_size(layer) for layer in weights.layers)
-    expected = {"total": (weights.unit_value.shape[1],), "keys": shape, "values": shape, "hidden": (hidden,)}
-    for name, want in expected.items():
-        found = getattr(state, name).shape
-        if found != want:
-            raise InputError(
-                f"state.{name}", found, f"shape {want}", "load a state saved with the same model and session"
-            )
+    arrays = {"total": (weights.unit_value.shape[1],), "keys": shape, "values": shape, "hidden": (hidden,)}
+    integers, floats = ("iu", "integers"), ("f", "floats")
+    scalars = {"n_spikes": integers, "n_contexts": integers, "is_idle": ("b", "bool"), "top": floats, "mass": floats}
+    fix = "load a state saved with the same model and session"
+    for name in PossmState._fields:
+        value, want = np.asarray(getattr(state, name)), arrays.get(name, ())
+        kind, title = scalars.get(name, floats)
+        if value.shape != want:
+            raise InputError(f"state.{name}", value.shape, f"shape {want}", fix)
+        if value.dtype.kind not in kind:
+            raise InputError(f"state.{name}", str(value.dtype), title, fix)
+        if name in arrays and not np.isfinite(value).all():
+            where = tuple(np.argwhere(~np.isfinite(value))[0].tolist())
+            raise InputError(f"state.{name}[{', '.join(map(str, where))}]", float(value[where]), "a finite number", fix)
+    if state.n_spikes < 0:
+        raise InputError("state.n_spikes", state.n_spikes, "an integer >= 0", fix)
     if not 0 <= state.n_contexts <= weights.context:
-        raise InputError("state.n_contexts", state.n_contexts, f"0 to {weights.context}")
+        raise InputError("state.n_contexts", state.n_contexts, f"0 to {weights.context}", fix)
+    is_started = weights.encoder == "softmax" and state.n_spikes > 0
+    if not (0 <= state.mass < np.inf and (state.mass > 0 or not is_started)):
+        raise InputError("state.mass", state.mass, "a finite number >= 0, > 0 once there are spikes", fix)
+    if not (np.isfinite(state.top) or (state.top == -np.inf and not is_started)):
+        raise InputError("state.top", state.top, "a finite number, or -inf before the first spike", fix)
 
 
 def _hidden_size(layer: LayerWeights) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -97,7 +97,7 @@ class PossmStepReference:
         """Nothing is precomputed here."""
         self._is_idle = True
 
-    def copy(self) -> Self:
+    def copy(self) -> PossmStepReference:
         """An independent engine in the same state, sharing the weights."""
         other = copy.copy(self)
         other._spikes, other._contexts, other._layers = list(self._spikes), list(self._contexts), list(self._layers)

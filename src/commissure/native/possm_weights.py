@@ -2,7 +2,8 @@
 
 Symbols (D `latent`, R hidden width, H head width, F rotating frequencies, U units, P outputs, E and N Mamba's inner
 width and state): the shape of each array is its annotation; matrices are (output, input) as in `torch.nn.Linear`.
-Rotated pairs are interleaved, (2f, 2f + 1), on the first 2F dimensions; the angle at time d is 2 pi d / period_f.
+V is H, or D where the encoder is additive; a factor follows its letter (M2 is 2 M, QN2 is Q + 2 N).  Rotated pairs are
+interleaved, (2f, 2f + 1), on the first 2F dimensions; the angle at time d is 2 pi d / period_f.
 
 Source: POSSM, arXiv 2506.05320, section 3; the projections per unit are exact algebra (one latent, fixed query time).
 """
@@ -28,8 +29,8 @@ class FeedForwardWeights:
 
     norm_weight: Float64[Array, " D"]
     norm_bias: Float64[Array, " D"]
-    in_weight: Float64[Array, "2M D"]
-    in_bias: Float64[Array, " 2M"]
+    in_weight: Float64[Array, "M2 D"]
+    in_bias: Float64[Array, " M2"]
     out_weight: Float64[Array, "D M"]
     out_bias: Float64[Array, " D"]
 
@@ -46,10 +47,10 @@ class FeedForwardWeights:
 class GRUWeights:
     """One layer of `torch.nn.GRU`: gate order reset, update, new."""
 
-    weight_ih: Float64[Array, "3R I"]
-    weight_hh: Float64[Array, "3R R"]
-    bias_ih: Float64[Array, " 3R"]
-    bias_hh: Float64[Array, " 3R"]
+    weight_ih: Float64[Array, "R3 I"]
+    weight_hh: Float64[Array, "R3 R"]
+    bias_ih: Float64[Array, " R3"]
+    bias_hh: Float64[Array, " R3"]
 
     def __post_init__(self) -> None:
         _freeze(self)
@@ -71,8 +72,8 @@ class S4DWeights:
     c_re: Float64[Array, "R N"]
     c_im: Float64[Array, "R N"]
     skip: Float64[Array, " R"]
-    out_weight: Float64[Array, "2R R"]
-    out_bias: Float64[Array, " 2R"]
+    out_weight: Float64[Array, "R2 R"]
+    out_bias: Float64[Array, " R2"]
 
     def __post_init__(self) -> None:
         _freeze(self)
@@ -92,10 +93,10 @@ class MambaWeights:
     `conv_weight[:, K - 1]` multiplies the newest input.
     """
 
-    in_weight: Float64[Array, "2E R"]
+    in_weight: Float64[Array, "E2 R"]
     conv_weight: Float64[Array, "E K"]
     conv_bias: Float64[Array, " E"]
-    x_weight: Float64[Array, "Q+2N E"]
+    x_weight: Float64[Array, "QN2 E"]
     dt_weight: Float64[Array, "E Q"]
     dt_bias: Float64[Array, " E"]
     a: Float64[Array, "E N"]
@@ -139,7 +140,7 @@ class PossmWeights:
     chunk_s: float
     context: int
     periods: Float64[Array, " F"]
-    unit_value: Float64[Array, "U H"]
+    unit_value: Float64[Array, "U V"]
     latent: Float64[Array, " D"]
     ffn: FeedForwardWeights
     layers: tuple[LayerWeights, ...]
