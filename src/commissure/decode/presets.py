@@ -67,9 +67,8 @@ class Preset(NamedTuple):
 
 
 _PRESETS: dict[str, Preset] = {
-    "possm-ss": Preset(
-        POSSMConfig(), FitConfig(lr=4e-3, warmup=0.0, constant=0.5, betas=(0.9, 0.999), weight_decay=1e-4)
-    ),
+    # the paper's LAMB rate of 4e-3 is too high for AdamW at this size: inner R2 .83 at 4e-3, .86 at 1e-3
+    "possm-ss": Preset(POSSMConfig(), FitConfig(lr=1e-3)),
     "possm-direct": Preset(
         POSSMConfig(
             dim=256,
