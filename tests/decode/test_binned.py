@@ -159,8 +159,9 @@ def test_presets() -> None:
     strong, tuned = BinnedGRU.from_preset("strong"), BinnedGRU.from_preset("tuned", bin_s=0.05)
     assert (strong.input_dropout, strong.hidden_dropout, strong.unit_dropout) == (0.5, 0.5, 0.3)
     assert (tuned.input_dropout, tuned.hidden_dropout, tuned.unit_dropout, tuned.bin_s) == (0.3, 0.3, 0.0, 0.05)
+    assert (strong.input_dim, tuned.input_dim) == (256, 64)
     for model in (strong, tuned):
-        assert (model.input_dim, model.hidden_dim) == (64, 256)
+        assert model.hidden_dim == 256
         assert (model.training.steps, model.training.batch_size) == (300, 16)
         assert (model.training.lr, model.training.weight_decay) == (3e-3, 1e-3)
     with pytest.raises(InputError, match="strong, tuned"):

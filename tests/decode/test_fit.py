@@ -190,9 +190,7 @@ def test_presets_are_the_published_layout_and_the_recipe() -> None:
         0,
         0,
     )
-    assert (ss.fit.lr, ss.fit.warmup, ss.fit.constant, ss.fit.betas, ss.fit.weight_decay) == (
-        4e-3, 0.0, 0.5, (0.9, 0.999), 1e-4,
-    )  # fmt: skip
+    assert (ss.fit.lr, ss.fit.warmup, ss.fit.betas, ss.fit.weight_decay) == (1e-3, 0.1, (0.9, 0.98), 1e-3)
     assert ss.fit.unit_dropout == UnitDropout(minimum=60, mode=300, maximum=1000, peak=4)
     assert (direct.model.encoder, direct.model.readout_norm, direct.model.readout_ffn) == ("additive", False, False)
     assert (direct.model.embedding_std, direct.model.t_min, direct.model.auxiliary_dim) == (1.0, 5e-3, 2)
@@ -201,4 +199,5 @@ def test_presets_are_the_published_layout_and_the_recipe() -> None:
     assert (direct.fit.betas, direct.fit.weight_decay, direct.fit.warmup) == ((0.9, 0.98), 1e-3, 0.1)
     assert (direct.fit.unit_dropout, direct.fit.auxiliary_weight) == (UnitDropoutRate(maximum=0.3), 0.3)
     for each in (ss.model, direct.model):
-        assert (each.dim, each.rnn_dim, each.rnn_layers, each.context, each.t_max) == (64, 256, 1, 3, 10.0)
+        assert (each.rnn_dim, each.rnn_layers, each.context, each.t_max) == (256, 1, 3, 10.0)
+    assert (ss.model.dim, direct.model.dim) == (64, 256)

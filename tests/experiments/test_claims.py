@@ -26,8 +26,9 @@ def test_table_is_sound() -> None:
 
 
 def test_first_four_claims() -> None:
-    first = {claim.id: claim for claim in CLAIMS[:4]}
-    assert set(first) == {"bridges.least_squares", "decode.latency", "decode.accuracy", "decode.stream"}
+    first = {claim.id: claim for claim in CLAIMS}
+    named = {"bridges.least_squares", "decode.latency", "decode.accuracy", "decode.timing", "decode.stream"}
+    assert named <= set(first)
     assert first["decode.latency"].exclusive
     assert first["decode.accuracy"].min_seeds == 5
 

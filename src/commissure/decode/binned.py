@@ -133,8 +133,8 @@ class _GRUOptions(Config):
 _TRAINING = TrainConfig(steps=300, batch_size=16, lr=3e-3, weight_decay=1e-3)
 
 _GRU_PRESETS = {
-    "tuned": (0.3, 0.3, 0.0),
-    "strong": (0.5, 0.5, 0.3),
+    "tuned": (64, 0.3, 0.3, 0.0),
+    "strong": (256, 0.5, 0.5, 0.3),
 }
 
 
@@ -156,7 +156,7 @@ class BinnedGRU(_BinnedNetwork):
         self,
         bin_s: float = 0.1,
         *,
-        input_dim: int = 64,
+        input_dim: int = 256,
         hidden_dim: int = 256,
         input_dropout: float = 0.5,
         hidden_dropout: float = 0.5,
@@ -179,11 +179,11 @@ class BinnedGRU(_BinnedNetwork):
 
     @classmethod
     def from_preset(cls, name: str, *, bin_s: float = 0.1) -> BinnedGRU:
-        """ "tuned": dropout .3/.3, chosen on validation trials; "strong": dropout .5/.5 and unit dropout U(0, .3)."""
+        """ "tuned": input width 64, dropout .3/.3; "strong": width 256, dropout .5/.5, unit dropout U(0, .3)."""
         if name not in _GRU_PRESETS:
             raise InputError("name", name, f"one of {', '.join(sorted(_GRU_PRESETS))}")
-        into, hidden, unit = _GRU_PRESETS[name]
-        return cls(bin_s, input_dropout=into, hidden_dropout=hidden, unit_dropout=unit)
+        width, into, hidden, unit = _GRU_PRESETS[name]
+        return cls(bin_s, input_dim=width, input_dropout=into, hidden_dropout=hidden, unit_dropout=unit)
 
     def _network(self, n_units: int, n_outputs: int) -> nn.Module:
         return _GRUNetwork(n_units, self.input_dim, self.hidden_dim, n_outputs, self.input_dropout, self.hidden_dropout)

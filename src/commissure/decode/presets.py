@@ -1,13 +1,13 @@
 """POSSM's configurations: the architecture, how it is fitted, and the named presets.
 
 `possm-ss` is the published single-session layout (arXiv 2506.05320): softmax encoder, LayerNorm and feed-forward block
-in the readout, embeddings N(0, 0.02).  `possm-direct` is the recipe that matches a well-regularized binned GRU on real
-recordings: additive tokens, no LayerNorm on hidden states, unit-scale embeddings, position as a second target.
+in the readout, embeddings N(0, 0.02).  `possm-direct` is the recipe for accuracy on small real recordings: additive
+tokens of width 256, no LayerNorm on hidden states, unit-scale embeddings, position as a second target.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -66,14 +66,12 @@ class Preset(NamedTuple):
     fit: FitConfig
 
 
-PresetName = Literal["possm-ss", "possm-direct"]
-
 _PRESETS: dict[str, Preset] = {
-    "possm-ss": Preset(
-        POSSMConfig(), FitConfig(lr=4e-3, warmup=0.0, constant=0.5, betas=(0.9, 0.999), weight_decay=1e-4)
-    ),
+    # the paper's LAMB rate of 4e-3 is too high for AdamW at this size: inner R2 .83 at 4e-3, .86 at 1e-3
+    "possm-ss": Preset(POSSMConfig(), FitConfig(lr=1e-3)),
     "possm-direct": Preset(
         POSSMConfig(
+            dim=256,
             encoder="additive",
             t_min=5e-3,
             readout_norm=False,

@@ -52,7 +52,7 @@ def papers(report: Report) -> str:
     lines = [
         "# Papers and claims",
         "",
-        "Generated from `reports/full.json`; the numbers stand in the README and the report.",
+        "Generated from `reports/full.json`; the README and the report hold the numbers.",
     ]
     for paper in dict.fromkeys(entry.paper for entry in report.entries):
         lines += ["", f"## {paper}", "", "| claim | statement | paper's number | verdict |", "|---|---|---|---|"]
