@@ -11,12 +11,14 @@ import pytest
 from commissure.decode.possm import POSSM
 from commissure.decode.recording import SpikeRecording
 from commissure.decode.streaming import StreamingDecoder
+from commissure.native import backend
 
 CHUNK, UNITS, SECONDS = 0.05, 96, 3600
 STALL_EVERY, STALL = 1200, 4  # once a minute, 200 ms without a poll
 
 
 @pytest.mark.soak
+@pytest.mark.skipif(backend() == "python", reason="built without the C++ kernels, which an hour of stream needs")
 def test_one_hour_of_stream() -> None:
     made = POSSM.from_preset("possm-ss", chunk_s=CHUNK)
     made.add_session(SpikeRecording.from_counts(np.ones((1, UNITS), int), CHUNK, session="hour"))
