@@ -353,3 +353,19 @@ def test_between_cuts_a_continuous_recording() -> None:
         recording.between(0.6, 0.4)
     with pytest.raises(InputError, match="select_trials"):
         SpikeRecording.from_counts([[[1]], [[1]]], 0.1, session="s").between(0.0, 1.0)
+
+
+@pytest.mark.parametrize(("spike_scale", "sample_scale"), [(1000.0, 1.0), (1.0, 1000.0), (1000.0, 1000.0)])
+def test_times_that_look_like_milliseconds_are_doubted(spike_scale: float, sample_scale: float) -> None:
+    rng = np.random.default_rng(0)
+    spikes, samples = np.sort(rng.uniform(0, 60, 3000)), np.arange(0, 60, 0.02)
+
+    def recording(a: float, b: float) -> SpikeRecording:
+        return SpikeRecording(
+            a * spikes, np.zeros(3000, np.int64), unit_ids=("u",), behavior=np.zeros((3000, 1)),
+            behavior_times=b * samples, session="s",
+        )  # fmt: skip
+
+    recording(1.0, 1.0)
+    with pytest.warns(CommissureWarning, match="times are in seconds: divide milliseconds by 1000"):
+        recording(spike_scale, sample_scale)

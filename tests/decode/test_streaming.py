@@ -15,6 +15,7 @@ import torch
 from commissure.core.errors import InputError
 from commissure.decode import streaming
 from commissure.decode.possm import POSSM
+from commissure.decode.presets import FitConfig
 from commissure.decode.recording import SpikeRecording
 from commissure.decode.stream_stats import LatencyHistogram
 from commissure.decode.streaming import Prediction, StreamingDecoder
@@ -145,7 +146,7 @@ def test_future_spikes_wait_in_any_order(gru: POSSM) -> None:
     stream = decoder(gru)
     order = np.random.default_rng(2).permutation(rec.times.size)
     stream.push(rec.times[order], rec.units[order])
-    assert stream.stats().queued + stream.stats().folded == rec.times.size
+    assert stream.stats().queued + stream.stats().used == rec.times.size
     found = values([p for b in range(CHUNKS) if (p := stream.poll((b + 1) * CHUNK)) is not None])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
     assert stream.stats().queued == 0
@@ -174,7 +175,7 @@ def test_a_stall_skips_stale_readouts_and_nothing_else(gru: POSSM) -> None:
             np.testing.assert_allclose(p.values, q.values, rtol=0, atol=1e-9)
     stats = stream.stats()
     assert (stats.chunks, stats.predictions, stats.skipped, stats.late) == (CHUNKS, CHUNKS - 3, 3, 0)
-    assert stats.folded == rec.times.size
+    assert stats.used == rec.times.size
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -185,7 +186,7 @@ def test_a_full_queue_closes_chunks_early_and_loses_nothing(gru: POSSM, engine: 
         stream.push(rec.times, rec.units)
     assert small.stats().skipped > 0
     assert small.stats().queued <= 50
-    assert small.stats().folded + small.stats().queued == rec.times.size
+    assert small.stats().used + small.stats().queued == rec.times.size
     last = [[p for b in range(CHUNKS) if (p := s.poll((b + 1) * CHUNK)) is not None][-1] for s in (whole, small)]
     assert last[0].chunk == last[1].chunk == CHUNKS - 1
     np.testing.assert_allclose(last[1].values, last[0].values, rtol=0, atol=1e-9)
@@ -201,7 +202,7 @@ def test_late_spikes_follow_the_policy(gru: POSSM, policy: str, tolerance: float
     stream.push([0.0, 0.17, 0.185], [1, 2, 3])
     other.push(np.full(folded, 0.2), [1, 2, 3][3 - folded :])
     stats = stream.stats()
-    assert (stats.late, stats.late_dropped, stats.folded) == (3, 3 - folded, 1 + folded)
+    assert (stats.late, stats.late_dropped, stats.used) == (3, 3 - folded, 1 + folded)
     found, expected = stream.poll(0.25), other.poll(0.25)
     assert found is not None
     assert expected is not None
@@ -223,7 +224,7 @@ def test_duplicates_follow_the_policy(policy: str, found: int, dropped: int) -> 
         other.push([0.01, 0.01, 0.07], [1, 2, 1])
     stats = stream.stats()
     assert (stats.duplicates, stats.duplicates_dropped) == (found, dropped)
-    assert stats.folded + stats.queued + stats.duplicates_dropped == 7
+    assert stats.used + stats.queued + stats.duplicates_dropped == 7
     for end in (0.05, 0.1):
         np.testing.assert_allclose(stream.poll(end).values, other.poll(end).values, rtol=0, atol=1e-10)  # type: ignore[union-attr]
 
@@ -236,7 +237,7 @@ def test_unknown_units(gru: POSSM) -> None:
         strict.push([0.01], ["nobody"])
     with pytest.raises(InputError, match=r"units\[0\] = -1"):
         strict.push([0.06], [-1])
-    assert strict.stats().folded == strict.stats().queued == 0
+    assert strict.stats().used == strict.stats().queued == 0
     lenient.push([0.01, 0.02, 0.03], [0, UNITS, -1])
     lenient.push([0.02], ["nobody"])
     plain.push([0.01], ["unit-0"])
@@ -453,7 +454,7 @@ def test_arguments_that_are_no_numbers(gru: POSSM) -> None:
     for call, message in calls:
         with pytest.raises(InputError, match=f"^{message}"):
             call()
-    assert stream.stats().folded == stream.stats().chunks == 0
+    assert stream.stats().used == stream.stats().chunks == 0
     stream.push_counts(np.ones((1, UNITS), int), bin_s=0.05)
 
 
@@ -473,7 +474,7 @@ def test_one_thread_pushes_while_another_polls(gru: POSSM) -> None:
     pusher.join()
     found = [p for b in range(CHUNKS) if (p := stream.poll((b + 1) * CHUNK)) is not None]
     np.testing.assert_allclose(found[-1].values, expected, rtol=0, atol=1e-9)
-    assert stream.stats().folded == rec.times.size
+    assert stream.stats().used == rec.times.size
 
 
 def test_reset_starts_again_and_warmup_leaves_no_trace(gru: POSSM) -> None:
@@ -508,3 +509,20 @@ def test_pairs_of_closed_chunks_are_forgotten(gru: POSSM) -> None:
     stream = decoder(gru, duplicates="drop")
     replay(stream, recording())
     assert len(stream._seen) == 0
+
+
+def test_a_stream_reads_out_where_the_model_was_trained(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    counts, velocity = rng.poisson(1.0, (12, 6, 5)), rng.normal(size=(12, 6, 2))
+    binned = SpikeRecording.from_counts(list(counts), 0.1, behavior=list(velocity), session="binned")
+    model = POSSM(dim=32, rnn_dim=16, chunk_s=0.1)
+    model.fit(binned, config=FitConfig(steps=2, batch_size=4))
+    model.save(tmp_path / "model.safetensors")
+    for each in (model, POSSM.load(tmp_path / "model.safetensors")):
+        decoder = StreamingDecoder(each, session="binned")
+        assert decoder.output_offsets.tolist() == pytest.approx([0.05])
+    continuous = SpikeRecording.from_counts(counts.reshape(-1, 5), 0.1, behavior=velocity.reshape(-1, 2), session="c")
+    model.fit(continuous, config=FitConfig(steps=1, batch_size=2))
+    assert model.output_offsets is None
+    with pytest.raises(InputError, match=r"output_offsets = 25.0.*not ms"):
+        StreamingDecoder(model, session="c", output_offsets=(0, 25))

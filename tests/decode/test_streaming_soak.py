@@ -58,7 +58,7 @@ def test_one_hour_of_stream() -> None:
     assert closed == stats.chunks == n_chunks
     assert stats.late == stats.late_dropped == expected["late"]
     assert stats.duplicates == stats.duplicates_dropped == expected["duplicates"]
-    assert stats.folded == expected["pushed"] - expected["late"] - expected["duplicates"]
+    assert stats.used == expected["pushed"] - expected["late"] - expected["duplicates"]
     # The last stall ends with the stream: its four chunks are polled at the end of the last, two of them too late.
     assert stats.skipped == expected["skipped"] + 2
     assert stats.predictions + stats.skipped == n_chunks

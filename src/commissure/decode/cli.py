@@ -173,6 +173,8 @@ def evaluate(
         data = hold_out(data, test_fraction, seed)[1]
         if data is None:
             raise InputError("test_fraction", test_fraction, "a fraction > 0", "leave it out to score the whole")
+    else:
+        sys.stderr.write("this includes what the model was fitted on; --test-fraction scores the rest alone\n")
     prediction = decoder.predict(data)
     _report(
         {

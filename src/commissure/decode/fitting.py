@@ -19,7 +19,7 @@ from torch import Tensor
 from commissure.core.errors import CommissureWarning, InputError
 from commissure.core.rng import generator
 from commissure.decode.presets import FitConfig
-from commissure.decode.recording import SpikeRecording
+from commissure.decode.recording import SpikeRecording, bin_index
 from commissure.decode.windows import Batch, Window, collate, cut_window, interval_weights
 from commissure.train import TrainResult, train
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from commissure.decode.possm import POSSM
 
 __all__ = ["TrainingBatch", "fit_possm"]
+
+
+_FEW = 10  # places in a chunk; more are as good as everywhere
 
 
 class TrainingBatch(NamedTuple):
@@ -60,6 +63,7 @@ def fit_possm(
         model.add_session(recording)
     targets = [_targets(model, recording) for recording in recordings]
     _set_normalization(model, np.concatenate(targets))
+    model.output_offsets = _few_offsets(recordings, model.config.chunk_s)
     source = _Source(model, recordings, targets=targets, config=config, seed=seed)
 
     def score() -> float:
@@ -133,7 +137,8 @@ def _targets(model: POSSM, recording: SpikeRecording) -> Float[np.ndarray, "samp
     auxiliary = recording.auxiliary
     if auxiliary is None:
         warnings.warn(
-            f"session {recording.session!r} has no auxiliary targets: it is fitted on its behavior alone",
+            f"session {recording.session!r} has no auxiliary targets: it is fitted on its behavior alone; give the "
+            "recording auxiliary= (for example the hand's position), or make the model with auxiliary_dim=0",
             CommissureWarning,
             stacklevel=4,
         )
@@ -146,6 +151,21 @@ def _targets(model: POSSM, recording: SpikeRecording) -> Float[np.ndarray, "samp
             "set auxiliary_dim",
         )
     return np.concatenate((recording.behavior, auxiliary), 1)
+
+
+def _few_offsets(recordings: Sequence[SpikeRecording], chunk_s: float) -> tuple[float, ...] | None:
+    """Where in a chunk the samples lie (seconds from its start), if at no more than `_FEW` places: binned behavior.
+
+    A readout is only trained there, so a stream reads out there.
+    """
+    if any(recording.trials is None for recording in recordings):
+        return None  # random windows put samples everywhere
+    found: set[float] = set()
+    for recording in recordings:
+        starts = recording.segments[recording.segment_index(recording.behavior_times), 0]
+        elapsed = recording.behavior_times - starts
+        found |= set(np.abs((elapsed - chunk_s * bin_index(elapsed, 0.0, chunk_s)).round(6)).tolist())
+    return tuple(sorted(found)) if 0 < len(found) <= _FEW else None
 
 
 def _set_normalization(model: POSSM, targets: Float[np.ndarray, "samples outputs"]) -> None:

@@ -36,7 +36,7 @@ from commissure.decode.presets import FitConfig, POSSMConfig, preset
 from commissure.decode.readout import Readout
 from commissure.decode.recording import SpikeRecording, bin_count
 from commissure.decode.saving import replacing
-from commissure.decode.segments import check_times, score_within
+from commissure.decode.segments import check_times, check_units, score_within
 from commissure.decode.step_weights import step_weights
 from commissure.decode.windows import Batch, collate, cut_window
 from commissure.native.possm_weights import PossmWeights
@@ -98,6 +98,7 @@ class POSSM(nn.Module):
         self.seed = seed
         self.fit_config = FitConfig()
         self.sessions: dict[str, tuple[str, ...]] = {}
+        self.output_offsets: tuple[float, ...] | None = None  # where in a chunk it was trained, if at few places
         self.training_result: TrainResult | None = None
         with isolated(seed, "init"):
             self.encoder = SpikeEncoder(
@@ -153,13 +154,7 @@ class POSSM(nn.Module):
         """Give every unit of a recording's session an embedding row; a known session must have the same units."""
         known = self.sessions.get(recording.session)
         if known is not None:
-            if known != recording.unit_ids:
-                raise InputError(
-                    "recording.unit_ids",
-                    sorted(set(recording.unit_ids) ^ set(known))[:10] or "the same units in another order",
-                    f"the {len(known)} units session {recording.session!r} was added with",
-                    "give the recording another session name",
-                )
+            check_units(known, recording)
             return
         where, dtype = self.unit_embedding.device, self.unit_embedding.dtype
 
@@ -342,7 +337,9 @@ class POSSM(nn.Module):
             "format": FORMAT,
             "config": self.config.model_dump_json(),
             "fit_config": self.fit_config.model_dump_json(),
-            "vocabulary": Vocabulary(sessions=self.sessions, seed=self.seed).model_dump_json(),
+            "vocabulary": Vocabulary(
+                sessions=self.sessions, seed=self.seed, output_offsets=self.output_offsets
+            ).model_dump_json(),
         }
         with replacing(path) as partial:
             save_file({name: t.contiguous() for name, t in self.state_dict().items()}, str(partial), metadata=metadata)
@@ -370,6 +367,7 @@ class POSSM(nn.Module):
         model = cls(**{**config.model_dump(), "backbone": mixer or config.backbone}, seed=vocabulary.seed)
         model.fit_config = FitConfig.from_json(metadata.get("fit_config", ""))
         model.sessions = dict(vocabulary.sessions)
+        model.output_offsets = vocabulary.output_offsets
         n_units = sum(len(units) for units in model.sessions.values())
         model.unit_embedding = nn.Parameter(torch.zeros(n_units, config.dim))
         model.session_embedding = nn.Parameter(torch.zeros(len(model.sessions), config.dim))
@@ -389,3 +387,4 @@ class Vocabulary(Config):
 
     sessions: dict[str, tuple[str, ...]]
     seed: int
+    output_offsets: tuple[float, ...] | None = None

@@ -27,7 +27,7 @@ class POSSMConfig(Config):
     rnn_dim: int = Field(default=256, ge=1)
     rnn_layers: int = Field(default=1, ge=1)
     backbone: str = "gru"
-    chunk_s: float = Field(default=0.05, ge=1e-6, allow_inf_nan=False)
+    chunk_s: float = Field(default=0.05, ge=1e-6, le=10, description="seconds; 50 is no chunk of 50 ms")
     context: int = Field(default=3, ge=1, description="hidden states an output attends to")
     out_dim: int = Field(default=2, ge=1)
     auxiliary_dim: int = Field(default=0, ge=0, description="extra targets used in training only")

@@ -33,6 +33,7 @@ from commissure.core.errors import CommissureWarning, InputError
 
 __all__ = ["BinnedSegment", "SpikeRecording", "bin_count", "bin_index", "inside_intervals"]
 
+_ENOUGH_SPIKES = 100  # fewer say nothing about the unit of their times
 _EDGE_S = 1e-9  # a time this close below an edge is on it; see the module's docstring
 _SMALLEST_BIN_S = 1e-6  # a thousand tolerances: below, the tolerance would be a visible part of the bin
 
@@ -142,6 +143,7 @@ class SpikeRecording:
                 raise InputError(name, getattr(self, name), "a string")
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        _doubt_time_units(values["times"], times)
         outside = np.flatnonzero(self.segment_index(times) < 0)
         if outside.size:
             first = int(outside[0])
@@ -474,6 +476,28 @@ def _intervals(name: str, values: ArrayLike) -> np.ndarray:
     if wrong.size:
         raise InputError(f"{name}[{int(wrong[0])}]", array[wrong[0]].tolist(), "start < stop")
     return array
+
+
+def _doubt_time_units(spikes: np.ndarray, samples: np.ndarray) -> None:
+    """Warn where times look like milliseconds: spikes and behavior hardly overlap, or both are seconds apart."""
+    if len(spikes) < _ENOUGH_SPIKES or len(samples) < 2:
+        return
+    gaps = np.median(np.diff(spikes)), np.median(np.diff(samples))
+    if min(_share_near(spikes, samples), _share_near(samples, spikes)) < 0.5:
+        message = (
+            f"spikes last from {spikes[0]:g} to {spikes[-1]:g} s, behavior from {samples[0]:g} to {samples[-1]:g} s"
+        )
+    elif gaps[0] > 0.5 and gaps[1] > 1.0:
+        message = f"spikes come {gaps[0]:.1f} s and samples {gaps[1]:.1f} s apart"
+    else:
+        return
+    warnings.warn(f"{message}; times are in seconds: divide milliseconds by 1000", CommissureWarning, stacklevel=4)
+
+
+def _share_near(times: np.ndarray, others: np.ndarray) -> float:
+    """Share of `times` within the span of `others`, widened by half of it on each side."""
+    margin = 0.5 * (others[-1] - others[0])
+    return float(((times >= others[0] - margin) & (times <= others[-1] + margin)).mean())
 
 
 def _checked_trials(values: ArrayLike) -> np.ndarray:

@@ -117,7 +117,7 @@ def _summary(finished: Counter[str], latencies: list[float], wall_s: float) -> R
         chunks=len(latencies),
         predictions=finished["predictions"],
         skipped=finished["skipped"],
-        spikes=finished["folded"],
+        spikes=finished["used"],
         late=finished["late"],
         dropped=finished["late_dropped"] + finished["duplicates_dropped"] + finished["unknown_dropped"],
         rate_hz=len(latencies) / wall_s,

@@ -66,7 +66,7 @@ def check_units(unit_ids: tuple[str, ...], recording: SpikeRecording, *, name: s
         f"{name}.unit_ids",
         "; ".join(difference),
         f"the {len(unit_ids)} units of the fit, in the same order",
-        "a binned decoder is tied to its units: fit a new one on this session",
+        "a decoder is tied to its units: give other units another session name and fit them",
     )
 
 

@@ -23,7 +23,7 @@ _BINS = 9 * _PER_DECADE
 class StreamStats:
     """What a stream has seen since its reset; every spike pushed is in exactly one of the first four and `queued`.
 
-    folded        spikes in a closed chunk or in the open one
+    used          spikes in a closed chunk or in the open one
     late_dropped  spikes of chunks already closed, dropped by policy
     duplicates_dropped, unknown_dropped     dropped by policy
     queued        spikes waiting for a later chunk
@@ -35,7 +35,7 @@ class StreamStats:
     *_us          computing time of a poll that closed a chunk: median, 99th percentile, largest
     """
 
-    folded: int
+    used: int
     late_dropped: int
     duplicates_dropped: int
     unknown_dropped: int
@@ -56,7 +56,7 @@ class StreamStats:
 class Tally:
     """The running counters behind `StreamStats`, and the two that `Prediction` reports."""
 
-    folded: int = 0
+    used: int = 0
     late_dropped: int = 0
     duplicates_dropped: int = 0
     unknown_dropped: int = 0

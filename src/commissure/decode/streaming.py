@@ -41,6 +41,7 @@ from commissure.native.possm_reference import check_times, spike_arrays
 __all__ = ["Prediction", "StreamStats", "StreamingDecoder"]
 
 MARGIN_S = 1e-6  # inside a chunk by more than any edge tolerance of `bin_index`, the chunk needs no rounding rule
+LARGEST_OFFSET_S = 10.0  # the longest rotary period: times beyond it look like nearer ones
 LARGEST_S = 1e9  # seconds from t0: beyond 30 years a time is a unit error, and chunk numbers would overflow
 
 
@@ -67,7 +68,8 @@ class StreamingDecoder:
     ----------
     session           a session the model knows; `units` of `push` are its rows, or its unit ids as strings
     engine            "c++" (GRU, S4D, Mamba; the compiled kernel), "torch" (any backbone), "auto": C++ where it can
-    output_offsets    output times in seconds from the START of the chunk; default five, at 0, 1/5, ... 4/5 of it.
+    output_offsets    output times in seconds from the START of the chunk; default: where the model was trained, if
+                      its behavior was binned, else five, at 0, 1/5, ... 4/5 of the chunk.
                       Times past the chunk are forecasts
     late              spikes of a closed chunk: "drop", or "fold" into the open chunk at its start.  Up to `late_tol`
                       seconds late they are folded in any case.  All are counted
@@ -114,8 +116,11 @@ class StreamingDecoder:
             raise InputError("capacity", capacity, "an integer >= 1 (spikes)")
         if not self.chunk_s <= horizon_s <= LARGEST_S:
             raise InputError("horizon_s", horizon_s, f"{self.chunk_s} (one chunk) to {LARGEST_S:g} (seconds)")
-        offsets = np.arange(5) * (self.chunk_s / 5) if output_offsets is None else output_offsets
-        self.output_offsets = check_times("output_offsets", offsets)
+        default = np.arange(5) * (self.chunk_s / 5) if model.output_offsets is None else model.output_offsets
+        self.output_offsets = check_times("output_offsets", default if output_offsets is None else output_offsets)
+        if np.abs(self.output_offsets).max(initial=0.0) > LARGEST_OFFSET_S:
+            far = float(self.output_offsets[np.abs(self.output_offsets).argmax()])
+            raise InputError("output_offsets", far, f"seconds within {LARGEST_OFFSET_S:g} s of the chunk", "not ms")
         self.session, self.late, self.late_tol = session, late, float(late_tol)
         self.duplicates, self.unknown_units = duplicates, unknown_units
         self.capacity, self.horizon_s = int(capacity), float(horizon_s)
@@ -410,7 +415,7 @@ class StreamingDecoder:
 
     def _fold(self, rows: np.ndarray, relative: np.ndarray) -> None:
         self._engine.fold(rows, relative - (self._chunk + 0.5) * self.chunk_s)
-        self._tally.folded += rows.size
+        self._tally.used += rows.size
         self._tally.open_spikes += rows.size
 
     def _finish(self, *, readout: bool) -> Prediction:

@@ -90,7 +90,7 @@ def stream(model: POSSM, recording: SpikeRecording, *, stall: bool) -> Streamed:
     stats = decoder.stats()
     given = int((recording.times < edges[-1]).sum())
     miscounted = abs(sum(p.skipped for p in predictions) - expected_skips) + abs(stats.skipped - expected_skips)
-    miscounted += abs(stats.folded + stats.queued - given)
+    miscounted += abs(stats.used + stats.queued - given)
     return Streamed(predictions, n_chunks, n_chunks - len(predictions), miscounted)
 
 

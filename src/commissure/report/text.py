@@ -33,6 +33,10 @@ def print_table(report: Report, *, only: tuple[str, ...] = (), console: Console 
     counts = {verdict: sum(entry.verdict == verdict for entry in entries) for verdict in _STYLES}
     shown = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
     console.print(Text(f"budget {report.budget}: {shown}", "bold"), highlight=False)
+    if any(entry.verdict == "NOT CLAIMED" for entry in entries):
+        console.print(Text("NOT CLAIMED: too few seeds at this budget for a verdict", "dim"), highlight=False)
+    if report.budget == "smoke":
+        console.print(Text("smoke runs every step briefly; its numbers mean nothing", "dim"), highlight=False)
 
 
 def _lines(entries: Sequence[_Plain], width: int, rule: str) -> Iterator[Text]:
