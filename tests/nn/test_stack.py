@@ -202,7 +202,7 @@ BAD_SIZES = [
 ]
 
 
-@pytest.mark.parametrize("sizes", BAD_SIZES, ids=str)
+@pytest.mark.parametrize("sizes", BAD_SIZES, ids=range(len(BAD_SIZES)))
 def test_impossible_configurations_are_refused(sizes):
     with pytest.raises(InputError):
         make(**sizes)
