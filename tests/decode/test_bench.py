@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from commissure.cli import main
-from commissure.decode.bench import alternate, bench_encoder, contenders, print_tables, time_steps
+from commissure.decode.bench import alternate, bench_drift, bench_encoder, contenders, print_tables, time_steps
 from commissure.native import backend
 
 needs_kernels = pytest.mark.skipif(backend() == "python", reason="built without the C++ kernels")
@@ -34,6 +34,11 @@ def test_every_contender_is_timed_for_its_own_number_of_chunks(capsys: pytest.Ca
     assert (steps["C++ engine"].poll <= steps["C++ engine"].cpu).all()
     print_tables({"encoder": [bench_encoder(dim=32, n_chunks=4, mean_spikes=3.0, repeats=1)]})
     assert "encoder" in capsys.readouterr().out
+
+
+@needs_kernels
+def test_drift_compares_an_aged_and_a_new_stream() -> None:
+    assert bench_drift(minutes=1) > 0  # a ratio of positive times; its size belongs to the claim
 
 
 @needs_kernels

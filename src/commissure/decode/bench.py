@@ -31,6 +31,7 @@ __all__ = [
     "Steps",
     "Timing",
     "alternate",
+    "bench_drift",
     "bench_encoder",
     "bench_latency",
     "bench_tables",
@@ -224,6 +225,28 @@ def time_steps(
                 if block:
                     spent[name].append((cpu, poll, wall))
     return {name: Steps(*np.array(rows).T) for name, rows in spent.items()}
+
+
+def bench_drift(*, minutes: int, seed: int = 0) -> float:
+    """Median step of a C++ stream in its last minute over that of a new stream in its first, 200 spikes a chunk.
+
+    Both minutes are timed in turns of 50 chunks, so that only the age of the stream differs, not the machine's mood.
+    """
+    minute, turn = round(60 / 0.05), 50
+    model = untrained(seed=seed)
+    aged, fresh = (_StreamStepper(StreamingDecoder(model, session="bench", engine="c++")) for _ in range(2))
+    streams = {aged: _Spikes(200, seed), fresh: _Spikes(200, seed)}
+    for _ in range((minutes - 1) * minute):
+        aged(*streams[aged].draw())
+    spent: dict[_StreamStepper, list[float]] = {aged: [], fresh: []}
+    for _ in range(minute // turn):
+        for stepper, spikes in streams.items():
+            for _ in range(turn):
+                drawn = spikes.draw()
+                begin = time.thread_time()
+                stepper(*drawn)
+                spent[stepper].append(time.thread_time() - begin)
+    return float(np.median(spent[aged]) / np.median(spent[fresh]))
 
 
 class _Spikes:

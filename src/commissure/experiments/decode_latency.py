@@ -3,7 +3,8 @@
 `possm-ss` with a GRU, 300 units, 5 outputs a chunk, untrained weights (their values do not change the work), one
 thread.  A step is push + poll + idle; CPU time of the thread, median over chunks, contenders in turns in one process.
 `eager_over_cpp` is against the faster of two eager rivals: our torch engine, and the public code's padded layout.
-`drift` is the median of the last minute of a ten-minute stream over that of its first minute.
+`drift` is the median step in the last minute of a ten-minute stream over that in the first minute of a new stream, the
+two timed in turns: the machine's own changes of speed hit both.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from commissure.core.stats import mean_interval
-from commissure.decode.bench import N_UNITS, Steps, contenders, time_steps
+from commissure.decode.bench import N_UNITS, Steps, bench_drift, contenders, time_steps
 from commissure.experiments.claims import Budget, Context, Outcome, Row
 from commissure.native import backend
 from commissure.report.style import COLORS, figure, to_svg
@@ -23,7 +24,6 @@ from commissure.report.style import COLORS, figure, to_svg
 __all__ = ["run"]
 
 SPIKES = (50, 200, 1000)
-MINUTE = 1200  # chunks
 _PAPER = "2,440 µs on an EPYC 7502"
 
 
@@ -59,21 +59,13 @@ def run(ctx: Context) -> Outcome:
             steppers = {k: v for k, v in contenders(seed=seed).items() if n == 200 or k != "window decoder"}
             per_spikes[n].append(time_steps(steppers, n_spikes=n, n_chunks=counts, n_blocks=5, seed=seed))
             ctx.progress((seed + 0.3) / sizes.n_seeds, f"seed {seed}, {n} spikes a chunk")
-        drifts.append(_drift(seed, sizes.minutes))
+        drifts.append(bench_drift(minutes=sizes.minutes, seed=seed))
         ctx.progress((seed + 1) / sizes.n_seeds, f"seed {seed}, {sizes.minutes}-minute stream")
     rows = _rows(per_spikes, drifts)
     note = f"{N_UNITS} units, 5 outputs a chunk, one thread; intervals over {sizes.n_seeds} seeds of weights and spikes"
     return Outcome(
         tuple(rows), ctx.judge(rows, sizes.n_seeds), _figure(per_spikes), sizes.n_seeds, note, "simulated spikes"
     )
-
-
-def _drift(seed: int, minutes: int) -> float:
-    """Median step of the last minute over the first, streamed as fast as possible."""
-    stream = {"C++ engine": contenders(seed=seed)["C++ engine"]}
-    cpu = time_steps(stream, n_spikes=200, n_chunks={"C++ engine": minutes * MINUTE}, n_blocks=1, seed=seed)
-    steps = cpu["C++ engine"].cpu
-    return float(np.median(steps[-MINUTE:]) / np.median(steps[:MINUTE]))
 
 
 def _rows(per_spikes: dict[int, list[dict[str, Steps]]], drifts: list[float]) -> list[Row]:

@@ -1,5 +1,6 @@
 """C++ kernels behind Python doors; each kernel has a `*_reference` twin with the same signature.
 
+The streaming step is an object with state, not a torch operator: torch's dispatcher would cost a good part of the step.
 Without a compiler at build time the extension is absent: the doors then run their references and warn once.
 """
 
