@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import count
+
 import pytest
 
 from commissure.cli import main
+from commissure.decode import bench
 from commissure.decode.bench import alternate, bench_drift, bench_encoder, contenders, print_tables, time_steps
 from commissure.native import backend
 
@@ -37,8 +41,20 @@ def test_every_contender_is_timed_for_its_own_number_of_chunks(capsys: pytest.Ca
 
 
 @needs_kernels
-def test_drift_compares_an_aged_and_a_new_stream() -> None:
-    assert bench_drift(minutes=1) > 0  # a ratio of positive times; its size belongs to the claim
+def test_drift_compares_an_aged_and_a_new_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, clock = Counter[int](), count()
+    monkeypatch.setattr(bench.time, "thread_time", lambda: float(next(clock)))
+
+    def step(stepper: object, times: object, units: object, chunk: int) -> float:
+        steps[id(stepper)] += 1
+        if steps[id(stepper)] > 1200:  # an aged stream that has become slower
+            for _ in range(4):
+                next(clock)
+        return 0.0
+
+    monkeypatch.setattr(bench._StreamStepper, "__call__", step)
+    assert bench_drift(minutes=2) == 5.0
+    assert sorted(steps.values()) == [1200, 2400]
 
 
 @needs_kernels
