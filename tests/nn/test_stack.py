@@ -229,7 +229,7 @@ def test_the_learned_table_of_positions_ends():
 def test_mixer_by_name_or_factory():
     assert {name: type(mixer(name, 8)).__name__.lower() for name in ALL} == {name: name for name in ALL}
     assert mixer(lambda dim: GRU(dim, input_dim=2), 5).input_dim == 2
-    with pytest.raises(InputError, match="attention, .*gru, mamba, .*s4d"):
+    with pytest.raises(InputError, match=r"attention, .*gru, mamba, .*s4d"):
         mixer("transformer", 8)
     with pytest.raises(InputError, match="SequenceMixer"):
         mixer(lambda dim: torch.nn.Linear(dim, dim), 8)
