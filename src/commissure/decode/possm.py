@@ -35,7 +35,7 @@ from commissure.decode.fitting import fit_possm
 from commissure.decode.presets import FitConfig, POSSMConfig, preset
 from commissure.decode.readout import Readout
 from commissure.decode.recording import SpikeRecording, bin_count
-from commissure.decode.saving import replacing
+from commissure.core.files import replacing
 from commissure.decode.segments import check_times, check_units, score_within
 from commissure.decode.step_weights import step_weights
 from commissure.decode.windows import Batch, collate, cut_window
