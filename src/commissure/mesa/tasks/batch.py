@@ -83,5 +83,5 @@ def distinct(
 
 def token_batch(inputs: np.ndarray, targets: np.ndarray, mask: np.ndarray) -> TaskBatch:
     """A batch of tokens as tensors."""
-    tokens = (torch.from_numpy(np.ascontiguousarray(x, np.int64)) for x in (inputs, targets))
-    return TaskBatch(*tokens, torch.from_numpy(np.ascontiguousarray(mask, np.bool_)))
+    tokens, following = (torch.from_numpy(np.ascontiguousarray(x, np.int64)) for x in (inputs, targets))
+    return TaskBatch(tokens, following, torch.from_numpy(np.ascontiguousarray(mask, np.bool_)))
