@@ -3,9 +3,9 @@
     v_i = W k_i + .05 noise,  W (32, 32) standard normal, keys of length 1, gamma = beta = 1, D = 32
     error at t = sum |o_t - W q_t|^2 / sum |W q_t|^2  over the sequences, q_t a fresh draw from the keys' distribution
 
-Keys are isotropic, or have covariance 1/i along the i-th of random axes (power law) before they are normalized.  Mesa
-has a fixed Lambda = .01 (.25, the published floor, is a row of its own).  The rivals get more: DeltaNet the beta that
-is best at t = 64 on other sequences, linear attention at each t the gain that is best on these very targets.
+Keys are isotropic, or have standard deviation 1/i along the i-th of random axes (power law) before they are normalized.
+Mesa has a fixed Lambda = .01 (.25, the published floor, is a row of its own).  The rivals get more: DeltaNet the beta
+that is best at t = 64 on other sequences, linear attention at each t the gain that is best on these very targets.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def regression(
         return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
     axes = torch.linalg.qr(normal(sequences, dim, dim)).Q
-    spread = torch.arange(1, dim + 1, dtype=torch.float64) ** (-0.5 if kind == "power_law" else 0.0)
+    spread = torch.arange(1, dim + 1, dtype=torch.float64) ** (-1.0 if kind == "power_law" else 0.0)
     q, k = (torch.nn.functional.normalize((normal(sequences, time, dim) * spread) @ axes, dim=-1) for _ in range(2))
     weights = normal(sequences, dim, dim)
     v = k @ weights + noise * normal(sequences, time, dim)

@@ -76,19 +76,22 @@ def _time(timed: Timed, seed: int, turns: int, *, is_full: bool) -> None:
 
 
 def _rows(timed: Timed) -> list[Row]:
-    error = max(row.error for row in timed.layers if row.contender == OURS)
+    def gain(key: str, label: str, contender: str, dim: int, gates: str = "benign", backward: bool = False) -> Row:
+        values = timed.gains(contender, dim, gates, backward=backward)
+        return interval_row(key, f"{RIVAL} / {contender}, {label}, D = {dim}", values, "x")
+
     rows = [
-        interval_row("forward_64", f"{RIVAL} / {OURS}, forward, D = 64", timed.gains(OURS, 64), "x"),
-        interval_row("forward_128", f"{RIVAL} / {OURS}, forward, D = 128", timed.gains(OURS, 128), "x"),
-        interval_row("training_64", f"{RIVAL} / {OURS}, forward and backward, D = 64", timed.gains(OURS, 64, backward=True), "x"),
-        interval_row("hybrid_mixed", f"{RIVAL} / torch-only hybrid, mixed gates, D = 64", timed.gains("hybrid", 64, "mixed"), "x"),
-        interval_row("kernel_mixed", f"{RIVAL} / {OURS}, mixed gates, D = 64", timed.gains(OURS, 64, "mixed"), "x"),
-        Row("error", f"{OURS}: largest error against float64", error),
-    ]  # fmt: skip
-    for number, (batch, heads, dim) in enumerate(DECODE):
-        gains = np.array([r.gain.median for r in timed.decoded if (r.batch, r.heads, r.dim) == (batch, heads, dim)])
-        key = "decode" if number == 0 else f"decode_{batch}_{heads}_{dim}"
-        rows.append(interval_row(key, f"CG-30 loop / layer, one token, (B, H, D) = ({batch}, {heads}, {dim})", gains, "x"))  # fmt: skip
+        gain("forward_64", "forward", OURS, 64),
+        gain("forward_128", "forward", OURS, 128),
+        gain("training_64", "forward and backward", OURS, 64, backward=True),
+        gain("hybrid_mixed", "mixed gates, forward", "hybrid", 64, "mixed"),
+        gain("kernel_mixed", "mixed gates, forward", OURS, 64, "mixed"),
+        Row("error", f"{OURS}: largest error", max(row.error for row in timed.layers if row.contender == OURS)),
+    ]
+    for size in DECODE:
+        gains = np.array([row.gain.median for row in timed.decoded if (row.batch, row.heads, row.dim) == size])
+        key = "decode" if size == DECODE[0] else "decode_" + "_".join(map(str, size))
+        rows.append(interval_row(key, f"CG-30 loop / layer, one token, (B, H, D) = {size}", gains, "x"))
     for dim in DIMS:
         kernels = [row for row in timed.kernels if row.dim == dim]
         shares, rates = np.array([r.share.median for r in kernels]), np.array([r.gflops for r in kernels])

@@ -9,8 +9,9 @@ another question and have no error.
                                    one CG step, chunk C                        2 D^2 + 4 C D
                                    gated linear attention, chunk C             4 D^2 + 4 C D
 
-Gates: *benign*, gamma about .99, keys isotropic; *mixed*, heads with gamma about .9975, .989, .95 and .69 and power-law
-keys, as heads of trained models differ (arXiv 2506.05233, section 5).  Lambda = .25, the published floor.
+Gates: *benign*, gamma about .99, keys isotropic; *mixed*, heads with gamma about .9975, .989, .95 and .69, as heads of
+trained models differ (arXiv 2506.05233, section 5), and keys whose i-th direction has variance 1/i.  Lambda = .25, the
+published floor.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from commissure.native.mesa import mesa_solve
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from commissure.core.rng import torch_generator
 from commissure.mesa.rivals import best_cg, literal_cg, token_cg
-from commissure.native.mesa import mesa_solve
 from commissure.nn.linear_attention import gated_linear_attention
 from commissure.nn.mesa import MesaState, mesa_attention
 from commissure.nn.mesa_reference import mesa_attention_reference
@@ -302,12 +303,15 @@ def bench_tables(*, quick: bool = True, repeats: int = 3) -> dict[str, list[Any]
         rows = []
         for gates, batch, length, dim in _grid(quick):
             names = [n for n in CONTENDERS if n != "literal CG-30" or (batch * length <= 512 and dim <= 64)]
-            rows += bench_layer(batch=batch, time=length, dim=dim, gates=gates, names=names, backward=backward, repeats=repeats)  # fmt: skip
+            size: Any = {"batch": batch, "time": length, "dim": dim, "gates": gates}
+            rows += bench_layer(**size, names=names, backward=backward, repeats=repeats)
         tables["forward and backward" if backward else "forward"] = rows
     pair = ("Cholesky kernel", "hybrid", RIVAL)
     tables["forward, two threads, wall time"] = [
-        row for dim in (64, 128) for row in bench_layer(batch=1, time=2048, dim=dim, names=pair, threads=2, repeats=repeats)
-    ]  # fmt: skip
+        row
+        for dim in (64, 128)
+        for row in bench_layer(batch=1, time=2048, dim=dim, names=pair, threads=2, repeats=repeats)
+    ]
     return tables
 
 
@@ -332,8 +336,8 @@ def break_even(rows: Sequence[LayerRow]) -> list[str]:
         if kernel is not None and row.contender not in FLOORS and row.us_a_token < kernel:
             kind = "forward and backward" if row.backward else "forward"
             lost.append(
-                f"{row.contender} is {kernel / row.us_a_token:.2f}x as fast as the Cholesky kernel: {kind}, {row.gates} "
-                f"gates, batch {row.batch}, time {row.time}, dim {row.dim}, threads {row.threads}"
+                f"{row.contender} is {kernel / row.us_a_token:.2f}x as fast as the Cholesky kernel: {kind}, "
+                f"{row.gates} gates, batch {row.batch}, time {row.time}, dim {row.dim}, threads {row.threads}"
             )
     return lost
 
