@@ -28,10 +28,11 @@ _FORMAT = "commissure.train.Checkpoint"
 
 
 class Checkpoint(NamedTuple):
-    """Where and how often (steps) a run is saved."""
+    """Where and how often (steps) a run is saved; `key` says what the configuration does not: data, model."""
 
     path: Path
     every: int = 100
+    key: str = ""
 
 
 @dataclass

@@ -96,7 +96,7 @@ def train(
     run = Run(best_step=config.steps)
     with isolated(seed, "train"):
         if checkpoint is not None and checkpoint.path.exists():
-            run = read_checkpoint(checkpoint, plain, optimizer, key=_key(config, seed))
+            run = read_checkpoint(checkpoint, plain, optimizer, key=_key(config, seed, checkpoint))
         for step in range(len(run.losses), config.steps):
             if _is_stalled(run, config):
                 break
@@ -112,7 +112,9 @@ def train(
                 module.eval()
                 _score(run, step + 1, validate(), plain, config)
             if checkpoint is not None and ((step + 1) % checkpoint.every == 0 or last):
-                write_checkpoint(checkpoint, plain, optimizer, run, key=_key(config, seed), processes=processes)
+                write_checkpoint(
+                    checkpoint, plain, optimizer, run, key=_key(config, seed, checkpoint), processes=processes
+                )
     if run.best_weights is not None:
         plain.load_state_dict(run.best_weights)
     module.eval()
@@ -172,6 +174,6 @@ def _is_stalled(run: Run, config: TrainConfig) -> bool:
     return run.scores[-1][0] - run.best_step >= config.patience * config.validate_every
 
 
-def _key(config: TrainConfig, seed: int) -> str:
+def _key(config: TrainConfig, seed: int, checkpoint: Checkpoint) -> str:
     """What a checkpoint must have been written with to be taken up again."""
-    return f"{config.digest()} {seed}"
+    return f"{config.digest()} {seed} {checkpoint.key}"
