@@ -120,18 +120,17 @@ class _Shell(PreTrainedModel):
     _no_split_modules = ["Block"]  # noqa: RUF012
 
     def __init__(self, config: MesaNetConfig | MesaNetPreTrainedConfig) -> None:
-        super().__init__(
-            MesaNetPreTrainedConfig(**config.model_dump()) if isinstance(config, MesaNetConfig) else config
-        )
+        if isinstance(config, MesaNetConfig):
+            config = MesaNetPreTrainedConfig(**config.model_dump())
+        super().__init__(config)
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **options: Any) -> Any:
         """As in transformers, except that a checkpoint without every weight raises `InputError`: none is drawn anew."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **options)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **options)
+        model, info = loaded
         if info["missing_keys"]:
-            raise InputError(
-                "checkpoint", sorted(info["missing_keys"]), "every weight of the model", "these are missing"
-            )
+            raise InputError("checkpoint", f"without {sorted(info['missing_keys'])}", "every weight of the model")
         for parameter in model.parameters():  # a file mapped into memory is unaligned: other BLAS kernels, other bits
             if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:
                 parameter.data = parameter.data.clone()
