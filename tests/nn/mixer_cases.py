@@ -12,6 +12,7 @@ from commissure.nn import (
     GatedDeltaNet,
     GatedLinearAttention,
     Mamba,
+    MesaLayer,
     Stack,
 )
 
@@ -33,4 +34,9 @@ CASES = [
     ("rg-lru", lambda dim: RGLRU(dim).double()),
     ("rg-lru-narrow", lambda dim: RGLRU(dim, width=0.5, conv_size=1).double()),
     ("stack", lambda dim: Stack(["gru", "attention", "s4d"], dim, heads=1, positions=32, mlp="swiglu").double()),
+    ("mesa", lambda dim: MesaLayer(dim, heads=2).double()),
+    ("mesa-wide-values", lambda dim: MesaLayer(dim, heads=2, head_dim=3, value_dim=5, conv_size=1).double()),
+    ("mesa-no-cap", lambda dim: MesaLayer(dim, heads=1, forget_cap=None, silu=False, output_norm=False).double()),
+    ("mesa-block-rls", lambda dim: MesaLayer(dim, heads=2, solver="block_rls").double()),
+    ("mesa-sequential", lambda dim: MesaLayer(dim, heads=2, solver="sequential").double()),
 ]

@@ -167,8 +167,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         id="mesa.in_context",
         paper=_MESA,
-        statement="Without any training, the Mesa layer learns a linear map in context with a far smaller error at fresh "
-        "queries than one gradient step a token (DeltaNet) or a sum of outer products (linear attention).",
+        statement="Without any training, the Mesa layer learns a linear map in context with a far smaller error at "
+        "fresh queries than one gradient step a token (DeltaNet) or a sum of outer products (linear attention).",
         quoted="optimal at every token, by construction",
         gate=(
             Bound("delta_isotropic", at_least=20, side="low"),

@@ -8,6 +8,15 @@ from commissure.nn.delta import DeltaNet, DeltaNetState, GatedDeltaNet
 from commissure.nn.gated_linear import GatedLinearAttention, GatedLinearState
 from commissure.nn.gru import GRU, GRUState
 from commissure.nn.mamba import Mamba, MambaState
+from commissure.nn.mesa import (
+    MesaConvergenceWarning,
+    MesaInfo,
+    MesaLayer,
+    MesaLayerState,
+    MesaOutput,
+    MesaState,
+    mesa_attention,
+)
 from commissure.nn.mlstm import MLSTM, MLSTMMemory, MLSTMState
 from commissure.nn.names import MixerFactory, mixer
 from commissure.nn.rg_lru import RGLRU, RGLRUState
@@ -32,12 +41,19 @@ __all__ = [
     "MLSTMState",
     "Mamba",
     "MambaState",
+    "MesaConvergenceWarning",
+    "MesaInfo",
+    "MesaLayer",
+    "MesaLayerState",
+    "MesaOutput",
+    "MesaState",
     "MixerFactory",
     "RGLRUState",
     "S4DState",
     "Stack",
     "StackConfig",
     "StackState",
+    "mesa_attention",
     "mixer",
     "rotary_angles",
     "rotate",

@@ -318,19 +318,22 @@ def _segment_backward(
     held = torch.bmm(keys * to_start, starts).baddbmm_(part.strict, written)
     d_beta = (d_written * (v - held)).sum(-1)
     d_v = d_written * beta
-    d_scores = torch.bmm(d_o, written.mT).mul_(decays.within)
+    # Pairs (i written, t read) with i < t; i = t, which no gate touches, is added last, so that nothing cancels there.
+    d_scores = torch.bmm(d_o, written.mT).mul_(decays.within).tril_(-1)
     d_strict = torch.bmm(d_v, written.mT).mul_(decays.within).tril_(-1)
     d_q = torch.bmm(d_o, starts.mT).mul_(to_start).baddbmm_(d_scores, keys)
     d_reader = torch.bmm(d_v, starts.mT).mul_(to_start).baddbmm_(d_strict, keys)
     leaving = torch.bmm(written, d_ends.mT).mul_(to_end)
     d_writer = torch.bmm(d_scores.mT, q).baddbmm_(d_strict.mT, keys, alpha=-1)
-    # The gate of step s acts on every pair (i written, t read) with i < s <= t: pairs inside the chunk and from its
-    # start (reverse sums), to its end (forward sums), and the state that passes through.
+    # The gate of step s acts on every pair with i < s <= t: pairs inside the chunk and from its start (reverse sums),
+    # to its end (forward sums), and the state that passes through.
     inside = (q * d_q).sum(-1) - (keys * (d_reader + d_writer)).sum(-1)
     ends = (keys * leaving).sum(-1)
     through = (states[:-1] * d_states[1:]).sum((2, 3)).mul_(decays.total[:, :, 0, 0]).flatten()
     d_g = inside.flip(-1).cumsum(-1).flip(-1).add_(ends.cumsum(-1)).sub_(ends).add_(through[:, None])
-    return d_q, d_writer.add_(leaving).sub_(d_reader), d_v, d_g, d_beta, d_states[0]
+    own = (d_o * written).sum(-1, keepdim=True)
+    d_k = d_writer.add_(leaving).sub_(d_reader).addcmul_(own, q)
+    return d_q.addcmul_(own, keys), d_k, d_v, d_g, d_beta, d_states[0]
 
 
 def _empty_memory(q: Tensor, v: Tensor) -> Float[Tensor, "batch heads dim value_dim"]:

@@ -86,9 +86,10 @@ class GatedLinearAttention(nn.Module):
         """One element in, one out: the recurrence."""
         check_step(x_t, self.dim, state)
         x = x_t[:, None]
-        q, k, v, conv = self.inputs(x, state.conv)
+        *inputs, conv = self.inputs(x, state.conv)
+        q, k, v = (t.to(state.memory.dtype) for t in inputs)
         o, memory = gated_linear_attention_reference(q, k, v, *self.gates(x, None), state.memory)
-        return self.output(o.to(v.dtype))[:, 0], GatedLinearState(conv, memory)
+        return self.output(o.to(x.dtype))[:, 0], GatedLinearState(conv, memory)
 
     def forward(
         self,

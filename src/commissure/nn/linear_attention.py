@@ -88,7 +88,7 @@ def gated_linear_attention(
         raise InputError("chunk_size", chunk_size, "an integer >= 1")
     if initial_state is None:
         batch, _, heads, dim = q.shape
-        initial_state = q.new_zeros(batch, heads, dim, v.shape[3], dtype=compute_dtype(v))
+        initial_state = q.new_zeros(batch, heads, dim, v.shape[3], dtype=compute_dtype(q, k, v))
     o, final_state = _GatedLinearAttention.apply(q, k, v, g, beta, initial_state, chunk_size)
     return o, final_state
 
@@ -134,9 +134,9 @@ def check_shapes(
         raise InputError("initial_state", tuple(initial_state.shape), f"shape {shape}, key-major")
 
 
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """float64 for float64, float32 for everything else: no state is kept in half precision."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 where there is one, float32 for everything else: no state is kept in half precision."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
 class _GatedLinearAttention(torch.autograd.Function):
@@ -197,7 +197,7 @@ def attend(
     chunk_size: int,
 ) -> tuple[Float[Tensor, "batch time heads value_dim"], Float[Tensor, "segments rows dim value_dim"]]:
     """Outputs, and the states before each segment and after the last, without autograd."""
-    dtype = compute_dtype(v)
+    dtype = compute_dtype(q, k, v)
     if v.shape[1] == 1:
         return _attend_once(q, k, v, g, beta, initial_state, dtype)
     pieces = cut(v.shape, q.shape[3], chunk_size, v.device)
@@ -228,7 +228,7 @@ def states_of(
     chunk_size: int,
 ) -> Float[Tensor, "segments rows dim value_dim"]:
     """The states `attend` returns, without its outputs."""
-    dtype = compute_dtype(v)
+    dtype = compute_dtype(k, v)
     pieces = cut(v.shape, k.shape[3], chunk_size, v.device)
     states = _state_buffer(initial_state, len(pieces), dtype)
     with torch.autocast(v.device.type, enabled=False):
@@ -255,7 +255,7 @@ def attend_backward(
     chunk_size: int,
 ) -> Gradients:
     """Gradients from those of the outputs and of the final state; `states` as `attend` made them."""
-    dtype = compute_dtype(v)
+    dtype = compute_dtype(q, k, v)
     grads = Gradients(
         q=torch.empty_like(q, dtype=dtype, memory_format=torch.contiguous_format),
         k=torch.empty_like(k, dtype=dtype, memory_format=torch.contiguous_format),
@@ -288,17 +288,19 @@ def cut(shape: tuple[int, ...], dim: int, chunk_size: int, device: torch.device)
 
 def to_chunks(x: Float[Tensor, "batch time heads *dim"], piece: Segment, dtype: torch.dtype) -> Tensor:
     """A segment of `x` as (chunk batch heads, time, *dim), a copy in `dtype`."""
-    x = x[:, piece.start : piece.stop].unflatten(1, (piece.n_chunks, piece.chunk))
-    x = x.movedim(1, 0).movedim(3, 2)
-    chunks = torch.empty(x.shape, dtype=dtype, device=x.device)
-    return chunks.copy_(x).flatten(0, 2)
+    view = in_chunks(x, piece)
+    return torch.empty(view.shape, dtype=dtype, device=x.device).copy_(view).flatten(0, 2)
 
 
 def from_chunks(chunks: Tensor, piece: Segment, out: Float[Tensor, "batch time heads *dim"]) -> None:
     """Write chunks back into their segment of `out`."""
-    target = out[:, piece.start : piece.stop].unflatten(1, (piece.n_chunks, piece.chunk))
-    target = target.movedim(1, 0).movedim(3, 2)
-    target.copy_(chunks.view(target.shape))
+    view = in_chunks(out, piece)
+    view.copy_(chunks.view(view.shape))
+
+
+def in_chunks(x: Float[Tensor, "batch time heads *dim"], piece: Segment) -> Tensor:
+    """A view of a segment of `x`, (chunk, batch, heads, time, *dim)."""
+    return x[:, piece.start : piece.stop].unflatten(1, (piece.n_chunks, piece.chunk)).movedim(1, 0).movedim(3, 2)
 
 
 def decays_of(
@@ -372,7 +374,7 @@ def segment_backward(
     piece: Segment,
 ) -> Gradients:
     """Gradients inside one segment, in chunks, from those of its outputs and of its last state."""
-    dtype = compute_dtype(v)
+    dtype = compute_dtype(q, k, v)
     with torch.autocast(v.device.type, enabled=False):
         chunks = Chunks(*(to_chunks(x, piece, dtype) for x in (q, k, v, d_o)))
         gates = None if beta is None else to_chunks(beta, piece, dtype)

@@ -13,6 +13,7 @@ from commissure.nn.delta import DeltaNet, GatedDeltaNet
 from commissure.nn.gated_linear import GatedLinearAttention
 from commissure.nn.gru import GRU
 from commissure.nn.mamba import Mamba
+from commissure.nn.mesa import MesaLayer
 from commissure.nn.mlstm import MLSTM
 from commissure.nn.rg_lru import RGLRU
 from commissure.nn.s4d import S4D
@@ -31,6 +32,7 @@ MULTI_HEAD: dict[str, Callable[..., SequenceMixer]] = {
     "deltanet": DeltaNet,
     "gated_deltanet": GatedDeltaNet,
     "gated_linear": GatedLinearAttention,
+    "mesa": MesaLayer,
     "mlstm": MLSTM,
 }
 MIXERS: dict[str, Callable[..., SequenceMixer]] = {
