@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from commissure.core.errors import InputError
+from commissure.nn import Stack, mixer
 from commissure.nn.convolution import ShortConvolution
 from commissure.nn.heads import HeadInputs, HeadOutput, gate_projection, head_sizes, l2_normalize
+from commissure.nn.names import MIXERS, MULTI_HEAD, ROTARY
 
 
 def inputs(dim=6, **options):
@@ -135,3 +137,51 @@ def test_impossible_sizes_are_refused():
     for name in ("heads", "head_dim", "value_dim", "conv_size"):
         with pytest.raises(InputError, match=f"{name}.* = .*0"):
             inputs(**{name: 0})
+
+
+def head_shape(layer):
+    """Heads and head_dim of a mixer, from its state."""
+    state = layer.init_state(1)
+    if hasattr(state, "keys"):
+        return tuple(state.keys.shape[2:])
+    return tuple(getattr(state.memory, "cells", getattr(state.memory, "h_kv", state.memory)).shape[1:3])
+
+
+@pytest.mark.parametrize("name", sorted(MULTI_HEAD))
+def test_heads_reach_every_named_mixer_that_has_them(name):
+    assert head_shape(mixer(name, 12)) == (1, 12)
+    assert head_shape(mixer(name, 12, heads=3)) == (3, 4)
+    stack = Stack([name, "gru"], 12, heads=2, head_dim=5)
+    assert head_shape(stack.blocks[0].mixer) == (2, 5)
+
+
+def test_every_other_mixer_has_no_heads():
+    for name in MIXERS.keys() - MULTI_HEAD.keys():
+        mixer(name, 12, heads=5, head_dim=7, rotary=True)
+
+
+@pytest.mark.parametrize("name", sorted(ROTARY))
+def test_rotary_positions_turn_attention(name):
+    assert Stack([name], 8, positions="rotary").blocks[0].mixer.rotary
+    assert not Stack([name], 8).blocks[0].mixer.rotary
+
+
+def test_rotary_positions_need_attention():
+    with pytest.raises(InputError, match="'attention' or 'sliding_window'"):
+        Stack(["gated_linear"], 8, positions="rotary")
+
+
+def test_sliding_window_is_the_baselines():
+    assert mixer("sliding_window", 8).window == 1024
+    assert mixer("attention", 8).window is None
+
+
+@pytest.mark.parametrize("name", sorted(MULTI_HEAD.keys() - ROTARY.keys()))
+def test_memory_is_single_precision_where_the_layer_is_half(name):
+    torch.manual_seed(0)
+    layer, x = mixer(name, 6, heads=2).bfloat16(), torch.randn(2, 5, 6).bfloat16()
+    y, state = layer(x)
+    y_t, stepped = layer.step(x[:, 0], state)
+    assert {y.dtype, y_t.dtype, state.conv.keys.dtype, stepped.conv.keys.dtype} == {torch.bfloat16}
+    memories = [m if isinstance(m, tuple) else (m,) for m in (state.memory, stepped.memory)]
+    assert {t.dtype for memory in memories for t in memory} == {torch.float32}

@@ -88,7 +88,7 @@ def gated_linear_attention(
         raise InputError("chunk_size", chunk_size, "an integer >= 1")
     if initial_state is None:
         batch, _, heads, dim = q.shape
-        initial_state = q.new_zeros(batch, heads, dim, v.shape[3], dtype=compute_dtype(v))
+        initial_state = q.new_zeros(batch, heads, dim, v.shape[3], dtype=compute_dtype(q, k, v))
     o, final_state = _GatedLinearAttention.apply(q, k, v, g, beta, initial_state, chunk_size)
     return o, final_state
 
@@ -134,9 +134,9 @@ def check_shapes(
         raise InputError("initial_state", tuple(initial_state.shape), f"shape {shape}, key-major")
 
 
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """float64 for float64, float32 for everything else: no state is kept in half precision."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 where there is one, float32 for everything else: no state is kept in half precision."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
 class _GatedLinearAttention(torch.autograd.Function):
@@ -197,7 +197,9 @@ def attend(
     chunk_size: int,
 ) -> tuple[Float[Tensor, "batch time heads value_dim"], Float[Tensor, "segments rows dim value_dim"]]:
     """Outputs, and the states before each segment and after the last, without autograd."""
-    dtype = compute_dtype(v)
+    dtype = compute_dtype(q, k, v)
+    if v.shape[1] == 1:
+        return _attend_once(q, k, v, g, beta, initial_state, dtype)
     pieces = cut(v.shape, q.shape[3], chunk_size, v.device)
     states = _state_buffer(initial_state, len(pieces), dtype)
     o = torch.empty_like(v, memory_format=torch.contiguous_format)
@@ -226,7 +228,7 @@ def states_of(
     chunk_size: int,
 ) -> Float[Tensor, "segments rows dim value_dim"]:
     """The states `attend` returns, without its outputs."""
-    dtype = compute_dtype(v)
+    dtype = compute_dtype(k, v)
     pieces = cut(v.shape, k.shape[3], chunk_size, v.device)
     states = _state_buffer(initial_state, len(pieces), dtype)
     with torch.autocast(v.device.type, enabled=False):
@@ -253,22 +255,24 @@ def attend_backward(
     chunk_size: int,
 ) -> Gradients:
     """Gradients from those of the outputs and of the final state; `states` as `attend` made them."""
-    dtype = compute_dtype(v)
-    d_q, d_k, d_v, d_g, d_beta = (
-        torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format) for x in (q, k, v, g, g)
+    dtype = compute_dtype(q, k, v)
+    grads = Gradients(
+        q=torch.empty_like(q, dtype=dtype, memory_format=torch.contiguous_format),
+        k=torch.empty_like(k, dtype=dtype, memory_format=torch.contiguous_format),
+        v=torch.empty_like(v, dtype=dtype, memory_format=torch.contiguous_format),
+        g=torch.empty_like(g, dtype=dtype, memory_format=torch.contiguous_format),
+        beta=torch.empty_like(g, dtype=dtype, memory_format=torch.contiguous_format),
+        initial_state=torch.empty_like(d_final, dtype=dtype, memory_format=torch.contiguous_format),
     )
-    d_state = d_final.flatten(0, 1).to(dtype)
+    d_state = d_final.to(dtype).flatten(0, 1)
     pieces = cut(v.shape, q.shape[3], chunk_size, v.device)
-    with torch.autocast(v.device.type, enabled=False):
-        for number in reversed(range(len(pieces))):
-            piece = pieces[number]
-            queries, keys, values, d_mixed = (to_chunks(x, piece, dtype) for x in (q, k, v, d_o))
-            gates = None if beta is None else to_chunks(beta, piece, dtype)
-            decays = decays_of(g, piece, dtype)
-            *parts, d_state = _segment_backward(queries, keys, values, d_mixed, gates, decays, states[number], d_state)
-            for part, whole in zip(parts, (d_q, d_k, d_v, d_g, d_beta), strict=True):
-                from_chunks(part, piece, whole)
-    return Gradients(d_q, d_k, d_v, d_g, d_beta, d_state.view(d_final.shape))
+    for number in reversed(range(len(pieces))):
+        parts = segment_backward(q, k, v, g, beta, states[number], d_o, d_state, pieces[number])
+        d_state = parts.initial_state
+        for part, whole in zip(parts[:5], grads[:5], strict=True):
+            from_chunks(part, pieces[number], whole)
+    grads.initial_state.copy_(d_state.view(d_final.shape))
+    return grads
 
 
 def cut(shape: tuple[int, ...], dim: int, chunk_size: int, device: torch.device) -> list[Segment]:
@@ -284,17 +288,19 @@ def cut(shape: tuple[int, ...], dim: int, chunk_size: int, device: torch.device)
 
 def to_chunks(x: Float[Tensor, "batch time heads *dim"], piece: Segment, dtype: torch.dtype) -> Tensor:
     """A segment of `x` as (chunk batch heads, time, *dim), a copy in `dtype`."""
-    x = x[:, piece.start : piece.stop].unflatten(1, (piece.n_chunks, piece.chunk))
-    x = x.movedim(1, 0).movedim(3, 2)
-    chunks = torch.empty(x.shape, dtype=dtype, device=x.device)
-    return chunks.copy_(x).flatten(0, 2)
+    view = in_chunks(x, piece)
+    return torch.empty(view.shape, dtype=dtype, device=x.device).copy_(view).flatten(0, 2)
 
 
 def from_chunks(chunks: Tensor, piece: Segment, out: Float[Tensor, "batch time heads *dim"]) -> None:
     """Write chunks back into their segment of `out`."""
-    target = out[:, piece.start : piece.stop].unflatten(1, (piece.n_chunks, piece.chunk))
-    target = target.movedim(1, 0).movedim(3, 2)
-    target.copy_(chunks.view(target.shape))
+    view = in_chunks(out, piece)
+    view.copy_(chunks.view(view.shape))
+
+
+def in_chunks(x: Float[Tensor, "batch time heads *dim"], piece: Segment) -> Tensor:
+    """A view of a segment of `x`, (chunk, batch, heads, time, *dim)."""
+    return x[:, piece.start : piece.stop].unflatten(1, (piece.n_chunks, piece.chunk)).movedim(1, 0).movedim(3, 2)
 
 
 def decays_of(
@@ -335,6 +341,20 @@ def chunk_states(
     return states
 
 
+def _attend_once(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor | None, initial_state: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`attend` for one element, as in decoding: the recurrence, in a quarter of the time."""
+    states = _state_buffer(initial_state, 1, dtype)
+    with torch.autocast(v.device.type, enabled=False):
+        before, after = states[0], states[1]
+        queries, keys, values = (x.to(dtype).flatten(0, 2)[:, None] for x in (q, k, v))
+        keys = keys if beta is None else keys * beta.to(dtype).reshape(-1, 1, 1)
+        torch.mul(before, g.to(dtype).exp().reshape(-1, 1, 1), out=after)
+        after.baddbmm_(keys.mT, values)
+        return torch.bmm(queries, after).view(v.shape).to(v.dtype), states
+
+
 def _state_buffer(initial_state: Tensor, n_segments: int, dtype: torch.dtype) -> Tensor:
     first = initial_state.flatten(0, 1)
     states = torch.empty(n_segments + 1, *first.shape, dtype=dtype, device=first.device)
@@ -342,42 +362,59 @@ def _state_buffer(initial_state: Tensor, n_segments: int, dtype: torch.dtype) ->
     return states
 
 
-def _segment_backward(
+def segment_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    d_o: Tensor,
+    g: Tensor,
     beta: Tensor | None,
-    decays: Decays,
     first: Float[Tensor, "rows dim value_dim"],
+    d_o: Tensor,
     d_last: Float[Tensor, "rows dim value_dim"],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, g, beta and the first state of one segment, from d_o and that of its last state."""
+    piece: Segment,
+) -> Gradients:
+    """Gradients inside one segment, in chunks, from those of its outputs and of its last state."""
+    dtype = compute_dtype(q, k, v)
+    with torch.autocast(v.device.type, enabled=False):
+        chunks = Chunks(*(to_chunks(x, piece, dtype) for x in (q, k, v, d_o)))
+        gates = None if beta is None else to_chunks(beta, piece, dtype)
+        return _chunks_backward(chunks, gates, decays_of(g, piece, dtype), first, d_last)
+
+
+class Chunks(NamedTuple):
+    """A segment's operands, chunk by chunk."""
+
+    q: Float[Tensor, "chunks time dim"]
+    k: Float[Tensor, "chunks time dim"]
+    v: Float[Tensor, "chunks time value_dim"]
+    d_o: Float[Tensor, "chunks time value_dim"]
+
+
+def _chunks_backward(chunks: Chunks, beta: Tensor | None, decays: Decays, first: Tensor, d_last: Tensor) -> Gradients:
+    q, k, v, d_o = chunks
     to_start, to_end = decays.start[:, :, None], decays.end[:, :, None]
     written = k if beta is None else k * beta[:, :, None]
-    keys_to_end = written * to_end
-    states = chunk_states(keys_to_end, v, decays, first)
+    states = chunk_states(written * to_end, v, decays, first)
     d_states = _state_gradients(q * to_start, d_o, decays, d_last)
     starts, d_ends = states[:-1].flatten(0, 1), d_states[1:].flatten(0, 1)
     d_scores = torch.bmm(d_o, v.mT).mul_(decays.within)
     d_q = torch.bmm(d_o, starts.mT).mul_(to_start).baddbmm_(d_scores, written)
-    # Without beta: the gradients of beta k and beta v share the rest.
+    # Of beta k and beta v first: both share the rest with the gradient of beta.
     d_k = torch.bmm(v, d_ends.mT).mul_(to_end)
     leaving = (d_k * written).sum(-1)
     d_k.baddbmm_(d_scores.mT, q)
-    strength = (d_k * k).sum(-1)
+    d_beta = (d_k * k).sum(-1)
     scores = torch.bmm(q, k.mT, out=d_scores).mul_(decays.within)
     d_v = torch.bmm(k, d_ends).mul_(to_end).baddbmm_(scores.mT, d_o)
-    through = (states[:-1] * d_states[1:]).sum((2, 3)).mul_(decays.total[:, :, 0, 0]).flatten()
-    if beta is None:
-        inside = (q * d_q).sum(-1) - strength + leaving
-    else:
-        inside = (q * d_q).sum(-1) - strength * beta + leaving
+    entering = d_beta if beta is None else d_beta * beta
+    if beta is not None:
         d_k.mul_(beta[:, :, None])
         d_v.mul_(beta[:, :, None])
     # Pairs i < s <= t: inside the chunk and from its start (reverse sums), to its end (forward sums), and through it.
+    inside = (q * d_q).sum(-1).sub_(entering).add_(leaving)
+    through = (states[:-1] * d_states[1:]).sum((2, 3)).mul_(decays.total[:, :, 0, 0]).flatten()
     d_g = inside.flip(-1).cumsum(-1).flip(-1).add_(leaving.cumsum(-1).sub_(leaving)).add_(through[:, None])
-    return d_q, d_k, d_v, d_g, strength, d_states[0]
+    return Gradients(d_q, d_k, d_v, d_g, d_beta, d_states[0])
 
 
 def _state_gradients(

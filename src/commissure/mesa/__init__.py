@@ -1,0 +1,1 @@
+"""The mesa layer, MesaNet, and the tasks they are measured on."""
