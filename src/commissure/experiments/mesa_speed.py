@@ -21,13 +21,13 @@ import numpy as np
 
 from commissure.experiments.claims import Budget, Context, Outcome, Row
 from commissure.experiments.mesa_in_context import interval_row
-from commissure.mesa.bench import RIVAL, DecodeRow, KernelRow, LayerRow, bench_decode, bench_kernel, bench_layer
+from commissure.mesa.bench import OURS, RIVAL, DecodeRow, KernelRow, LayerRow, bench_decode, bench_kernel, bench_layer
 from commissure.native.mesa import mesa_kernel_available
 from commissure.report.style import COLORS, figure, to_svg
 
 __all__ = ["run"]
 
-TIME, DIMS, OURS = 2048, (64, 128), "Cholesky kernel"
+TIME, DIMS = 2048, (64, 128)
 DECODE = ((1, 8, 128), (1, 6, 64), (8, 8, 128))
 _DRAWN = (OURS, "hybrid", RIVAL, "CG to 1e-4", "attention", "gated linear attention")
 _SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 1), "quick": (5, 2), "full": (10, 5)}  # seeds, turns

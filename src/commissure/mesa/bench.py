@@ -23,19 +23,21 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from commissure.native.mesa import mesa_solve
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from commissure.core.rng import torch_generator
 from commissure.mesa.rivals import best_cg, literal_cg, token_cg
+from commissure.native.mesa import mesa_solve
 from commissure.nn.linear_attention import gated_linear_attention
 from commissure.nn.mesa import MesaState, mesa_attention
 from commissure.nn.mesa_reference import mesa_attention_reference
 
 __all__ = [
     "CONTENDERS",
+    "FLOORS",
+    "OURS",
     "RIVAL",
     "DecodeRow",
     "Inputs",
@@ -54,7 +56,7 @@ __all__ = [
 ]
 
 Gates = Literal["benign", "mixed"]
-RIVAL = "best CG-30"
+OURS, RIVAL = "Cholesky kernel", "best CG-30"
 TAIL = 64  # last tokens, where H is worst conditioned, that errors are measured on
 _LOGITS = (6.0, 4.5, 3.0, 0.8)
 
@@ -119,7 +121,7 @@ class KernelRow:
 
 
 CONTENDERS: dict[str, Callable[[Inputs], Tensor]] = {
-    "Cholesky kernel": lambda x: mesa_attention(*x, solver="cholesky").output,
+    OURS: lambda x: mesa_attention(*x, solver="cholesky").output,
     "hybrid": lambda x: mesa_attention(*x, solver="block_rls").output,
     RIVAL: lambda x: best_cg(*x),
     "CG to 1e-4": lambda x: mesa_attention(*x, solver="cg", cg_eps=1e-4, max_cg_steps=200).output,
@@ -300,19 +302,22 @@ def bench_tables(*, quick: bool = True, repeats: int = 3) -> dict[str, list[Any]
     sizes = ((1, 8, 128), (1, 6, 64), (8, 8, 128))
     tables["decoding one token"] = [bench_decode(batch=b, heads=h, dim=d) for b, h, d in sizes]
     for backward in (False, True):
-        rows = []
         for gates, batch, length, dim in _grid(quick):
             names = [n for n in CONTENDERS if n != "literal CG-30" or (batch * length <= 512 and dim <= 64)]
             size: Any = {"batch": batch, "time": length, "dim": dim, "gates": gates}
-            rows += bench_layer(**size, names=names, backward=backward, repeats=repeats)
-        tables["forward and backward" if backward else "forward"] = rows
-    pair = ("Cholesky kernel", "hybrid", RIVAL)
-    tables["forward, two threads, wall time"] = [
-        row
-        for dim in (64, 128)
-        for row in bench_layer(batch=1, time=2048, dim=dim, names=pair, threads=2, repeats=repeats)
-    ]
+            rows = bench_layer(**size, names=names, backward=backward, repeats=repeats)
+            tables[_title(rows[0])] = rows
+    for dim in (64, 128):
+        both = (OURS, "hybrid", RIVAL)
+        rows = bench_layer(batch=1, time=2048, dim=dim, names=both, threads=2, repeats=repeats)
+        tables[_title(rows[0])] = rows
     return tables
+
+
+def _title(row: LayerRow) -> str:
+    kind = "forward and backward" if row.backward else "forward"
+    clock = "1 thread" if row.threads == 1 else f"{row.threads} threads, wall time"
+    return f"{kind}, {row.gates} gates, batch {row.batch}, time {row.time}, dim {row.dim}, {clock}"
 
 
 def _grid(quick: bool) -> list[tuple[Gates, int, int, int]]:
@@ -326,24 +331,12 @@ def _grid(quick: bool) -> list[tuple[Gates, int, int, int]]:
 
 def break_even(rows: Sequence[LayerRow]) -> list[str]:
     """The sizes where a contender that solves the same problem is faster than the Cholesky kernel, in words."""
-    lost = []
-    own: dict[tuple[Any, ...], float] = {}
-    for row in rows:
-        if row.contender == "Cholesky kernel":
-            own[_size(row)] = row.us_a_token
-    for row in rows:
-        kernel = own.get(_size(row))
-        if kernel is not None and row.contender not in FLOORS and row.us_a_token < kernel:
-            kind = "forward and backward" if row.backward else "forward"
-            lost.append(
-                f"{row.contender} is {kernel / row.us_a_token:.2f}x as fast as the Cholesky kernel: {kind}, "
-                f"{row.gates} gates, batch {row.batch}, time {row.time}, dim {row.dim}, threads {row.threads}"
-            )
-    return lost
-
-
-def _size(row: LayerRow) -> tuple[Any, ...]:
-    return (row.gates, row.batch, row.time, row.dim, row.threads, row.backward)
+    own = {_title(row): row.us_a_token for row in rows if row.contender == OURS}
+    return [
+        f"{row.contender} is {own[_title(row)] / row.us_a_token:.2f}x as fast as the {OURS}: {_title(row)}"
+        for row in rows
+        if row.contender not in FLOORS and row.us_a_token < own.get(_title(row), 0.0)
+    ]
 
 
 def print_tables(tables: dict[str, list[Any]]) -> None:
@@ -353,12 +346,15 @@ def print_tables(tables: dict[str, list[Any]]) -> None:
 
     console = Console()
     for title, rows in tables.items():
-        table = Table(*(field.name for field in fields(rows[0])), title=title, title_justify="left")
+        names = [field.name for field in fields(rows[0])]
+        if isinstance(rows[0], LayerRow):  # the title says the rest
+            names = ["contender", "us_a_token", "gain", "error"]
+        table = Table(*names, title=title, title_justify="left")
         for row in rows:
-            table.add_row(*(_cell(getattr(row, field.name)) for field in fields(row)))
+            table.add_row(*(_cell(getattr(row, name)) for name in names))
         console.print(table)
     layers = [row for rows in tables.values() for row in rows if isinstance(row, LayerRow)]
-    for line in break_even(layers) or ["The Cholesky kernel loses at none of these sizes."]:
+    for line in break_even(layers) or [f"The {OURS} loses at none of these sizes."]:
         console.print(line)
 
 
