@@ -1,4 +1,4 @@
-"""Claim `mesa.mqar`: multi-query associative recall, learned by two-layer models, keys no wider than the pairs are many.
+"""Claim `mesa.mqar`: multi-query associative recall learned by two-layer models with keys of 16 dimensions.
 
     n pairs in T tokens, vocabulary 128; width 64, two mixers, 2 heads of width 16, no MLPs: about 34,000 parameters
     AdamW, 600 steps of 32 new sequences, one cycle; accuracy on 1,024 sequences nobody trained on
