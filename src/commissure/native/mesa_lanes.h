@@ -13,11 +13,14 @@
 namespace commissure {
 namespace {
 
-#ifndef COMMISSURE_MESA_BYTES
-#define COMMISSURE_MESA_BYTES kVectorBytes
-#endif
-constexpr int kLaneBytes = COMMISSURE_MESA_BYTES;
 constexpr int kPanel = 4;
+#if defined(__AVX512VL__)
+// Eight lanes of float too: registers twice as wide are no faster where they are executed in halves, and the factor of
+// sixteen systems is twice as far from fitting into the caches.
+constexpr int kWideBytes = 64;
+#else
+constexpr int kWideBytes = kVectorBytes;
+#endif
 #if defined(__AVX512VL__) || defined(__aarch64__)
 constexpr int kRows = 4;  // rows of a block kept in registers: 16 accumulators of 32 registers
 #else
@@ -25,15 +28,60 @@ constexpr int kRows = 2;  // 8 of 16
 #endif
 
 template <class T>
-struct Lane {
-    static constexpr int L = kLaneBytes / int(sizeof(T));
-    typedef T V __attribute__((vector_size(kLaneBytes), may_alias));
-    typedef double W __attribute__((vector_size(L * 8), may_alias));
+struct Lane;
+template <>
+struct Lane<float> {
+    static constexpr int L = kVectorBytes / 4;
+    typedef float V __attribute__((vector_size(L * 4), may_alias));
+    typedef int32_t I __attribute__((vector_size(L * 4), may_alias));
+};
+template <>
+struct Lane<double> {
+    static constexpr int L = kWideBytes / 8;
+    typedef double V __attribute__((vector_size(L * 8), may_alias));
+    typedef int64_t I __attribute__((vector_size(L * 8), may_alias));
 };
 template <class T>
 using LaneVec = typename Lane<T>::V;
+
+// The lanes of LaneVec<T> in float64, as whole registers (vectors wider than a register would go through memory).
 template <class T>
-using WideVec = typename Lane<T>::W;
+struct Wide {
+    static constexpr int n = Lane<T>::L / Lane<double>::L;
+    typedef T Part __attribute__((vector_size(Lane<double>::L * sizeof(T)), may_alias));
+    using V = LaneVec<double>;
+    V part[n];
+
+    COMMISSURE_INLINE static Wide load(const double* p) {
+        Wide w;
+        for (int i = 0; i < n; ++i) w.part[i] = reinterpret_cast<const V*>(p)[i];
+        return w;
+    }
+    COMMISSURE_INLINE void store(double* p) const {
+        for (int i = 0; i < n; ++i) reinterpret_cast<V*>(p)[i] = part[i];
+    }
+    COMMISSURE_INLINE static Wide from(LaneVec<T> v) {
+        Wide w;
+        Part parts[n];
+        std::memcpy(parts, &v, sizeof(v));
+        for (int i = 0; i < n; ++i) w.part[i] = __builtin_convertvector(parts[i], V);
+        return w;
+    }
+    COMMISSURE_INLINE LaneVec<T> narrow() const {
+        LaneVec<T> v;
+        Part parts[n];
+        for (int i = 0; i < n; ++i) parts[i] = __builtin_convertvector(part[i], Part);
+        std::memcpy(&v, parts, sizeof(v));
+        return v;
+    }
+    // this + a * b
+    COMMISSURE_INLINE void add(const Wide& a, double b) {
+        for (int i = 0; i < n; ++i) part[i] += a.part[i] * b;
+    }
+    COMMISSURE_INLINE void add(const Wide& a, const Wide& b) {
+        for (int i = 0; i < n; ++i) part[i] += a.part[i] * b.part[i];
+    }
+};
 
 // The column panels of U for systems of n unknowns (rounded up to whole panels by the caller).
 template <class T>
@@ -48,15 +96,13 @@ class Factor {
     T* at(int panel, int row) { return data_ + start(panel) + size_t(row) * P * L; }
     int panels() const { return panels_; }
 
-    // Factor A in place and solve U^T y = y on the way.  Lanes whose pivot is not a positive number are cleared in
-    // `good`.
-    void factor(T* y, V& good) {
-        for (int q = 0; q < panels_; ++q) {
-            T* own = at(q, 0);
-            for (int p = 0; p < q; ++p) eliminate(at(p, 0), own, 0, p);
-            diagonal(own, q, good);
-            forward(own, y, q);
-        }
+    // Factor A's panel q, the earlier ones being done, and solve its rows of U^T y = y on the way.  Lanes whose pivot
+    // is not a positive number are cleared in `good`.
+    void factor(int q, T* y, V& good) {
+        T* own = at(q, 0);
+        for (int p = 0; p < q; ++p) eliminate(at(p, 0), own, 0, p);
+        diagonal(own, q, good);
+        forward(own, y, q);
     }
     void forward(T* y) {
         for (int q = 0; q < panels_; ++q) forward(at(q, 0), y, q);
@@ -79,8 +125,8 @@ class Factor {
         }
     }
     // tr(diag(lamb) A^-1) = || U^-T diag(lamb)^1/2 ||^2, kPanel columns at a time; `root` is [row][lane].
-    WideVec<T> weighted_trace(const T* root) {
-        WideVec<T> total{};
+    Wide<T> weighted_trace(const T* root) {
+        Wide<T> total{};
         V* z = vectors(columns_);
         for (int p = 0; p < panels_; ++p) {
             std::memset(columns_ + size_t(p) * P * P * L, 0, size_t(panels_ - p) * P * P * L * sizeof(T));
@@ -89,7 +135,7 @@ class Factor {
                 eliminate(at(q, 0), columns_, p * P, q);
                 V sum{};
                 for (int i = q * P * P; i < (q + 1) * P * P; ++i) sum += z[i] * z[i];
-                total += __builtin_convertvector(sum, WideVec<T>);
+                total.add(Wide<T>::from(sum), 1.0);
             }
         }
         return total;
@@ -182,18 +228,8 @@ class Factor {
 #if defined(__clang__)
 #define COMMISSURE_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define COMMISSURE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, typename Order<T>::I{__VA_ARGS__})
+#define COMMISSURE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, typename Lane<T>::I{__VA_ARGS__})
 #endif
-template <class T>
-struct Order;
-template <>
-struct Order<float> {
-    typedef int32_t I __attribute__((vector_size(kLaneBytes)));
-};
-template <>
-struct Order<double> {
-    typedef int64_t I __attribute__((vector_size(kLaneBytes)));
-};
 template <int... J>
 struct Sequence {};
 template <int N, int... J>

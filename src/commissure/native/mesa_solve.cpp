@@ -27,15 +27,15 @@ class Worker {
     static constexpr int L = Lane<T>::L, P = kPanel, kBlock = L > P ? L : P;
     static constexpr bool kSingle = sizeof(T) == 4;
     using V = LaneVec<T>;
-    using W = WideVec<T>;
+    using W = Wide<T>;
 
    public:
     Worker(MesaView& view, const MesaPlan& plan)
         : m(view), D(int(view.dim)), wide(round_up(D, kBlock)), factor(round_up(D, P) / P),
           y(size_t(wide) * L), right(size_t(wide) * L), lamb(size_t(wide) * L), root(m.dof ? size_t(wide) * L : 0),
-          keys(size_t(L) * wide), rows(size_t(L) * wide), sums(wide),
-          start(plan.across_heads ? 0 : size_t(D) * wide), end(plan.across_heads ? 0 : size_t(D) * wide),
-          wide_x(kSingle ? size_t(wide) * L : 0), wide_r(kSingle ? size_t(wide) * L : 0) {
+          keys(size_t(L) * wide), rows(size_t(L) * wide), weight(size_t(L) * wide), sums(size_t(L) * wide),
+          start(plan.across_heads ? 0 : size_t(wide) * (wide + L) / 2), end(start.size()),
+          wide_keys(kSingle ? size_t(L) * wide : 0), exact(wide_keys.size()), wide_x(kSingle ? size_t(wide) * L : 0), wide_r(kSingle ? size_t(wide) * L : 0) {
         const V one = V{} + T(1);
         for (int i = D; i < P * factor.panels(); ++i) at(i, i) = one;  // systems are padded by the identity
     }
@@ -44,18 +44,18 @@ class Worker {
     void head(int64_t task) {
         const int64_t b = task / m.heads, h = task % m.heads;
         const T* initial = in(m.h_kk) + task * D * D;
-        for (int i = 0; i < D; ++i)
-            for (int j = 0; j < wide; ++j) start[size_t(i) * wide + j] = j < D ? double(initial[size_t(i) * D + j]) : 0.0;
+        for (int j = 0; j < D; ++j)
+            for (int i = 0; i < D && i < j / L * L + L; ++i) entry(start, i, j) = double(initial[size_t(i) * D + j]);
         for (int l = 0; l < L; ++l) load_lamb(l, in(m.lamb) + h * D);
         norm = kSingle ? start_norm() : 0;
         for (int64_t t = 0; t < m.time; t += L) {
             const int count = int(m.time - t < L ? m.time - t : L);
             gather(b, t, h, count);
             const bool was_hard = is_hard();
-            was_hard ? form<true>() : form<false>();
+            if (kSingle)
+                for (size_t i = 0; i < keys.size(); ++i) wide_keys[i] = double(keys[i]);
             V good = V{} + T(1);
-            factor.factor(y, good);
-            factor.backward(y);
+            was_hard ? solve<true>(good) : solve<false>(good);
             if (was_hard || is_hard()) refine_tokens();
             const V dof = m.dof ? degrees() : V{};
             for (int l = 0; l < count; ++l) finish(token(b, t + l, h), good[l] != 0, dof[l]);
@@ -64,7 +64,7 @@ class Worker {
         }
         T* last = out(m.h_final) + task * D * D;
         for (int i = 0; i < D; ++i)
-            for (int j = i; j < D; ++j) last[size_t(i) * D + j] = last[size_t(j) * D + i] = T(start[size_t(i) * wide + j]);
+            for (int j = i; j < D; ++j) last[size_t(i) * D + j] = last[size_t(j) * D + i] = T(entry(start, i, j));
     }
 
     // One token of L heads at a time: for few tokens.
@@ -80,7 +80,7 @@ class Worker {
             form_heads(first, count, t == 0);
             std::memcpy(right, y, y.size() * sizeof(T));
             V good = V{} + T(1);
-            factor.factor(y, good);
+            for (int panel = 0; panel < factor.panels(); ++panel) factor.factor(panel, y, good);
             factor.backward(y);
             if (is_hard()) refine_heads(first, count);
             const V dof = m.dof ? degrees() : V{};
@@ -96,19 +96,25 @@ class Worker {
     int D, wide;
     Factor<T> factor;
     Buffer<T> y, right, lamb, root;  // [row][lane]: solution, right-hand side, lamb, its square root
-    Buffer<T> keys, rows, sums;      // [lane][row]: keys, and rows on their way; sums of absolute values of H's rows
-    Buffer<double> start, end;       // H before and after the group; blocks on and above the diagonal
-    Buffer<double> wide_x, wide_r;
+    Buffer<T> keys, rows;            // [lane][row]: keys, and rows on their way in or out
+    Buffer<T> weight, sums;          // [row][lane]: beta k; the rows' sums of absolute values of H after the group
+    Buffer<double> start, end;       // H before and after the group
+    Buffer<double> wide_keys, exact; // the same as keys, and as weight with the decay to the group's end
+    Buffer<double> wide_x, wide_r;   // [row][lane]: solution and residual
     T gamma[L], beta[L];
     double decay[L];           // gamma, not rounded
-    double zeta[L], share[L];  // products of the group's decays: up to each token, and from it (times beta) to the end
+    alignas(64) double zeta[L];
+    double share[L];  // products of the group's decays: up to each token, and from it (times beta) to the end
     double norm = 0, lower = 0, upper = 0;  // maximum row sum of H; smallest and largest lamb
 
     static const T* in(const void* p) { return static_cast<const T*>(p); }
     static T* out(void* p) { return static_cast<T*>(p); }
     int64_t token(int64_t b, int64_t t, int64_t h) const { return (b * m.time + t) * m.heads + h; }
     static V& vec(T* p) { return *reinterpret_cast<V*>(p); }
-    static W& wvec(double* p) { return *reinterpret_cast<W*>(p); }
+    // Element of a float64 state, kept like the factor in columns: L of them, row by row down to their diagonal block.
+    double& entry(Buffer<double>& state, int i, int j) const {
+        return state[size_t(j / L) * (j / L + 1) / 2 * L * L + size_t(i) * L + j % L];
+    }
     V& at(int i, int j) { return vec(factor.at(j / P, i) + j % P * L); }
 
     // Lane l of lamb; padding rows and lanes are ones.
@@ -186,55 +192,72 @@ class Worker {
         }
     }
     bool is_hard() const { return kSingle && lower * kRefineAbove < norm + upper; }
-    // A_t = zeta_t H_c + local_t + diag(lamb) for the group's tokens, and H after them; Exact: H's growth in float64,
-    // because the rounding of a key that is repeated points the same way every time.
+    // Factor A_t = zeta_t H_c + local_t + diag(lamb) for the group's tokens and solve; L columns are formed just before
+    // they are needed, while they are in the first-level cache.  Exact: H's growth in float64, because the rounding of
+    // a key that is repeated points the same way every time.
     template <bool Exact>
-    void form() {
+    void solve(V& good) {
+        if (kSingle) std::memset(sums, 0, sums.size() * sizeof(T));
+        for (int l = 0; l < L; ++l)
+            for (int i = 0; i < D; ++i) {
+                weight[size_t(i) * L + l] = beta[l] * keys[size_t(l) * wide + i];
+                if (Exact) exact[size_t(i) * L + l] = share[l] * wide_keys[size_t(l) * wide + i];
+            }
+        for (int j = 0; j < D; j += kBlock) {
+            for (int c = j; c < j + kBlock && c < D; c += L) form<Exact>(c);
+            for (int q = j / P; q < (j + kBlock) / P && q < factor.panels(); ++q) factor.factor(q, y, good);
+        }
+        factor.backward(y);
+        if (kSingle) norm = largest_sum();
+    }
+    // Columns j .. j+L-1 of the group's systems, and of H after the group.
+    template <bool Exact>
+    void form(int j) {
         T scale[L];
         for (int l = 0; l < L; ++l) scale[l] = T(zeta[l]);
-        if (kSingle) std::memset(sums, 0, sums.size() * sizeof(T));
-        for (int i = 0; i < D; ++i) {
-            T weight[L];
-            for (int l = 0; l < L; ++l) weight[l] = beta[l] * keys[size_t(l) * wide + i];
-            double exact[L];
-            for (int l = 0; l < L && Exact; ++l) exact[l] = share[l] * double(keys[size_t(l) * wide + i]);
-            V across{};
-            for (int j = i / L * L; j < wide; j += L) {
-                const W before = wvec(start + size_t(i) * wide + j);
-                const V base = __builtin_convertvector(before, V);
-                V local{}, v[L];
-                for (int l = 0; l < L; ++l) {
-                    local = local * gamma[l] + weight[l] * vec(keys + size_t(l) * wide + j);
-                    v[l] = base * scale[l] + local;
-                }
-                W after = before * zeta[L - 1];
-                if (Exact)
-                    for (int l = 0; l < L; ++l)
-                        after += exact[l] * __builtin_convertvector(vec(keys + size_t(l) * wide + j), W);
-                else
-                    after += __builtin_convertvector(local, W);
-                wvec(end + size_t(i) * wide + j) = after;
-                if (kSingle) {
-                    const V size = v[L - 1] < T(0) ? -v[L - 1] : v[L - 1];
-                    across += size;
-                    if (j > i) vec(sums + j) += size;
-                }
-                place(i, j, v);
+        const int stop = j + L < D ? j + L : D;
+        V down{};
+        for (int i = 0; i < stop; ++i) {
+            const W before = W::load(&entry(start, i, j));
+            const V base = before.narrow();
+            V local{}, v[L];
+            for (int l = 0; l < L; ++l) {
+                local = local * gamma[l] + weight[size_t(i) * L + l] * vec(keys + size_t(l) * wide + j);
+                v[l] = base * scale[l] + local;
             }
-            if (kSingle)
-                for (int l = 0; l < L; ++l) sums[i] += across[l];
-            at(i, i) += vec(lamb + size_t(i) * L);
+            W after{};
+            after.add(before, zeta[L - 1]);
+            if (Exact)
+                for (int l = 0; l < L; ++l)
+                    after.add(W::load(wide_keys + size_t(l) * wide + j), exact[size_t(i) * L + l]);
+            else
+                after.add(W::from(local), 1.0);
+            after.store(&entry(end, i, j));
+            if (kSingle) {
+                const V size = v[L - 1] < T(0) ? -v[L - 1] : v[L - 1];
+                vec(sums + size_t(i) * L) += size;
+                if (i < j) down += size;
+            }
+            place(i, j, v);
         }
-        if (!kSingle) return;
-        norm = 0;
-        for (int i = 0; i < D; ++i) norm = sums[i] > norm ? sums[i] : norm;
+        for (int l = 0; l < L && kSingle; ++l) sums[size_t(j + l) * L] += down[l];
+        for (int i = j; i < stop; ++i) at(i, i) += vec(lamb + size_t(i) * L);
+    }
+    double largest_sum() const {
+        double largest = 0;
+        for (int i = 0; i < D; ++i) {
+            double sum = 0;
+            for (int l = 0; l < L; ++l) sum += double(sums[size_t(i) * L + l]);
+            largest = sum > largest ? sum : largest;
+        }
+        return largest;
     }
     double start_norm() {
         double largest = 0;
         for (int i = 0; i < D; ++i) {
-            double total = 0;
-            for (int j = 0; j < D; ++j) total += std::fabs(start[size_t(i) * wide + j]);
-            largest = total > largest ? total : largest;
+            double sum = 0;
+            for (int j = 0; j < D; ++j) sum += std::fabs(i < j ? entry(start, i, j) : entry(start, j, i));
+            largest = sum > largest ? sum : largest;
         }
         return largest;
     }
@@ -266,7 +289,7 @@ class Worker {
     void correct() {
         for (int i = 0; i < D; ++i) {
             const V x = vec(y + size_t(i) * L);
-            vec(y + size_t(i) * L) = __builtin_convertvector(wvec(wide_r + size_t(i) * L), V);
+            vec(y + size_t(i) * L) = W::load(wide_r + size_t(i) * L).narrow();
             vec(right + size_t(i) * L) = x;
         }
         for (size_t i = size_t(D) * L; i < y.size(); ++i) y[i] = 0;
@@ -276,38 +299,50 @@ class Worker {
     }
     void widen() {
         for (int i = 0; i < wide; ++i) {
-            const W x = __builtin_convertvector(vec(y + size_t(i) * L), W);
-            wvec(wide_x + size_t(i) * L) = x;
-            wvec(wide_r + size_t(i) * L) = __builtin_convertvector(vec(right + size_t(i) * L), W) -
-                                           x * __builtin_convertvector(vec(lamb + size_t(i) * L), W);
+            const W x = W::from(vec(y + size_t(i) * L));
+            W rest = W::from(vec(right + size_t(i) * L)), product{};
+            product.add(x, W::from(vec(lamb + size_t(i) * L)));
+            rest.add(product, -1.0);
+            x.store(wide_x + size_t(i) * L), rest.store(wide_r + size_t(i) * L);
         }
     }
     void refine_tokens() {
         widen();
-        W scale;
-        for (int l = 0; l < L; ++l) scale[l] = zeta[l];
+        const W scale = W::load(zeta);
         for (int i = 0; i < D; i += P) {
             W total[P] = {};
             for (int j = 0; j < D; ++j) {
-                const W x = wvec(wide_x + size_t(j) * L);
-                const bool is_left = j / P * P < i;
-                for (int r = 0; r < P; ++r)
-                    total[r] += x * (is_left ? start[size_t(j) * wide + i + r] : i + r < D ? start[size_t(i + r) * wide + j] : 0.0);
+                const W x = W::load(wide_x + size_t(j) * L);
+                const double* from = j < i ? &entry(start, j, i) : &entry(start, i, j);
+                const int stride = j < i ? 1 : L;
+                for (int r = 0; r < P; ++r) total[r].add(x, -from[r * stride]);
             }
-            for (int r = 0; r < P; ++r) wvec(wide_r + size_t(i + r) * L) -= scale * total[r];
+            for (int r = 0; r < P; ++r) {
+                W rest = W::load(wide_r + size_t(i + r) * L);
+                rest.add(total[r], scale);
+                rest.store(wide_r + size_t(i + r) * L);
+            }
+        }
+        W product[L] = {};
+        for (int j = 0; j < D; ++j) {
+            const W x = W::load(wide_x + size_t(j) * L);
+            for (int s = 0; s < L; ++s) product[s].add(x, wide_keys[size_t(s) * wide + j]);
         }
         for (int s = 0; s < L; ++s) {
-            if (beta[s] == 0) continue;
-            const T* key = keys + size_t(s) * wide;
-            W product{}, weight{};
-            for (int j = 0; j < D; ++j) product += wvec(wide_x + size_t(j) * L) * double(key[j]);
+            alignas(64) double weight[L] = {};
             double left = double(beta[s]);
             for (int l = s; l < L; ++l) {
                 if (l > s) left *= decay[l];
-                weight[l] = left;
+                weight[l] = -left;
             }
-            product *= weight;
-            for (int j = 0; j < D; ++j) wvec(wide_r + size_t(j) * L) -= product * double(key[j]);
+            const W whole = product[s];
+            product[s] = W{};
+            product[s].add(whole, W::load(weight));
+        }
+        for (int j = 0; j < D; ++j) {
+            W rest = W::load(wide_r + size_t(j) * L);
+            for (int s = 0; s < L; ++s) rest.add(product[s], wide_keys[size_t(s) * wide + j]);
+            rest.store(wide_r + size_t(j) * L);
         }
         correct();
     }
@@ -323,7 +358,11 @@ class Worker {
         correct();
     }
 
-    V degrees() { return __builtin_convertvector(double(D) - factor.weighted_trace(root), V); }
+    V degrees() {
+        W kept = W::from(V{} + T(D));
+        kept.add(factor.weighted_trace(root), -1.0);
+        return kept.narrow();
+    }
     void finish(int64_t index, bool good, T dof) {
         if (m.dof) out(m.dof)[index] = dof;
         if (good) return;
