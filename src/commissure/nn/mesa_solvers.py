@@ -20,9 +20,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from commissure.core.errors import DegenerateError
 from commissure.native.mesa import mesa_solve, mesa_solve_reference
 from commissure.nn.linear_attention import Segment, chunk_states, cut, decays_of, from_chunks, to_chunks
 
@@ -64,7 +65,7 @@ class Solution(NamedTuple):
     x: Float[Tensor, "batch time heads dim"]
     h_kk: Float[Tensor, "batch heads dim dim"]
     steps: Int[Tensor, "batch time heads"] | None = None
-    unconverged: Tensor | None = None
+    unconverged: Bool[Tensor, "batch time heads"] | None = None
 
 
 class Operator(NamedTuple):
@@ -97,14 +98,12 @@ class Operator(NamedTuple):
 
 def solve_cholesky(system: System, options: CGOptions) -> Solution:
     """One factorization for each element, by the compiled kernel."""
-    x, last, _ = mesa_solve(*system)
-    return Solution(x, last)
+    return _direct(mesa_solve, system)
 
 
 def solve_sequential(system: System, options: CGOptions) -> Solution:
     """One dense factorization after the other."""
-    x, last, _ = mesa_solve_reference(*system)
-    return Solution(x, last)
+    return _direct(mesa_solve_reference, system)
 
 
 def solve_cg(system: System, options: CGOptions) -> Solution:
@@ -141,7 +140,14 @@ class Rows(NamedTuple):
 
     x: Float[Tensor, "rows time dim"]
     steps: Int[Tensor, "rows time"]
-    unconverged: Tensor
+    unconverged: Bool[Tensor, "rows time"]
+
+    def put(self, rows: Int[Tensor, " some"], *parts: Tensor) -> Rows:
+        """Write the answer for some of the rows; parts that are these tensors themselves are in place already."""
+        for whole, part in zip(self, parts, strict=True):
+            if part is not whole:
+                whole.index_copy_(0, rows, part)
+        return self
 
 
 def first_guess(operator: Operator, b: Tensor, init: str) -> Tensor:
@@ -157,53 +163,73 @@ def conjugate_gradients(operator: Operator, b: Tensor, x: Tensor, max_steps: int
     Divisions are guarded by the smallest normal number alone: an additive constant would stop the convergence.
     """
     tiny = torch.finfo(b.dtype).tiny
-    found, steps = x, torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
     scratch, s = _scratch(b), torch.empty_like(b)
     r = b - operator.apply(x, scratch, s)
     p, delta = r.clone(), _dot(r, r, scratch)
     goal = (eps * eps * delta).clamp_(min=tiny)
     active = delta > tiny
-    rows = torch.arange(len(b), device=b.device)
+    steps = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
+    found, rows = Rows(x, steps, active), torch.arange(len(b), device=b.device)
     for _ in range(max_steps):
         operator.apply(p, scratch, s)
         curvature = _dot(p, s, scratch)
         alpha = torch.where(active & (curvature > tiny), delta / curvature, 0.0)[:, :, None]
         x.addcmul_(p, alpha)
         r.addcmul_(s, alpha, value=-1.0)
-        steps.index_add_(0, rows, active.to(steps.dtype))
+        steps.add_(active)
         before, delta = delta, _dot(r, r, scratch)
-        active = active & (delta > goal)
+        active.logical_and_(delta > goal)
         p.mul_(torch.where(active, delta / before, 0.0)[:, :, None]).add_(r)
+        if eps == 0.0:
+            continue
         alive = active.any(1)
-        n_alive = int(alive.sum()) if eps > 0.0 else len(alive)
+        n_alive = int(alive.sum())
         if n_alive == 0:
             break
         if n_alive <= LEAVING * len(alive):
-            if x is not found:
-                found.index_copy_(0, rows, x)
+            found.put(rows, x, steps, active)
             kept = alive.nonzero()[:, 0]
             operator, scratch, s = operator.take(kept), _scratch(p[:n_alive]), s[:n_alive]
-            x, r, p, delta, goal, active, rows = (t[kept] for t in (x, r, p, delta, goal, active, rows))
-    unconverged = torch.zeros_like(steps, dtype=torch.bool).index_copy_(0, rows, active)
-    return Rows(found if x is found else found.index_copy_(0, rows, x), steps, unconverged)
+            x, r, p, delta, goal = (t[kept] for t in (x, r, p, delta, goal))
+            steps, active, rows = steps[kept], active[kept], rows[kept]
+    return found.put(rows, x, steps, active)
+
+
+def _direct(solve: Callable[..., tuple[Tensor, Tensor, Tensor | None]], system: System) -> Solution:
+    """A direct solver's answer; NaN where the system is, as for every other operation, instead of its error."""
+    try:
+        x, last, _ = solve(*system)
+    except DegenerateError:
+        q, k, g, beta, lamb, h_kk = system
+        lost = ~(k.isfinite().all(-1) & beta.isfinite()) | g.isnan()
+        lost[:, :1] |= ~(lamb.isfinite().all(-1) & h_kk.isfinite().all(-1).all(-1))[:, None]
+        lost = lost.cumsum(1) > 0
+        if not bool(lost.any()):
+            raise
+        k, g, beta = k.masked_fill(lost[..., None], 0), g.masked_fill(lost, 0), beta.masked_fill(lost, 0)
+        x, last, _ = solve(q, k, g, beta, lamb.nan_to_num(1.0, 1.0), h_kk.nan_to_num(0.0, 0.0, 0.0))
+        x.masked_fill_(lost[..., None], torch.nan)
+        last.masked_fill_(lost[:, -1, :, None, None], torch.nan)
+    return Solution(x, last)
 
 
 def _hybrid(operator: Operator, b: Tensor) -> Rows:
     """Rows by the number of preconditioned iterations their gates ask for; -1 stands for plain conjugate gradients."""
     needed = _iterations(operator.within[:, -1, 0], b.dtype)
-    x, steps = torch.empty_like(b), torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
-    unconverged = torch.zeros_like(steps, dtype=torch.bool)
+    steps = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
+    answer = Rows(torch.empty_like(b), steps, torch.zeros_like(steps, dtype=torch.bool))
     for count in needed.unique().tolist():
         rows = (needed == count).nonzero()[:, 0]
         part, part_b = (operator, b) if len(rows) == len(b) else (operator.take(rows), b[rows])
         if count >= 0:
-            x[rows], steps[rows] = _block_rls(part, part_b, count), count
+            answer.x.index_copy_(0, rows, _block_rls(part, part_b, count))
+            answer.steps[rows] = count
             continue
         found = conjugate_gradients(
             part, part_b, first_guess(part, part_b, "diag"), 2 * b.shape[2] + 50, torch.finfo(b.dtype).eps
         )
-        x[rows], steps[rows], unconverged[rows] = found
-    return Rows(x, steps, unconverged)
+        answer.put(rows, *found)
+    return answer
 
 
 def _iterations(product: Float[Tensor, " rows"], dtype: torch.dtype) -> Int[Tensor, " rows"]:
@@ -216,7 +242,7 @@ def _iterations(product: Float[Tensor, " rows"], dtype: torch.dtype) -> Int[Tens
     kappa = product.double().clamp(min=LEAST_PRODUCT).rsqrt()
     rho = (kappa.sqrt() - 1) / (kappa.sqrt() + 1)
     count = (torch.finfo(dtype).eps / (2 * (kappa - 1))).log() / rho.log()
-    count = torch.where(kappa - 1 <= torch.finfo(dtype).eps, 0.0, count.ceil()).clamp(min=0)
+    count = torch.where(kappa - 1 <= torch.finfo(dtype).eps, 0.0, count.ceil()).clamp(min=0).nan_to_num()
     grid = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48], device=product.device)
     count = grid[torch.bucketize(count, grid)]
     return torch.where(product >= LEAST_PRODUCT, count, -1)
