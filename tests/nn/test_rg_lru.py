@@ -134,6 +134,17 @@ def test_the_state_keeps_the_scale_of_its_input():
     torch.testing.assert_close(h.std(1), torch.ones(1, 2, dtype=torch.float64), rtol=0, atol=0.06)
 
 
+def test_state_is_single_precision_where_the_layer_is_half():
+    torch.manual_seed(0)
+    layer, x = RGLRU(6).bfloat16(), torch.randn(2, 50, 6).bfloat16()
+    y, state = layer(x)
+    y_t, stepped = layer.step(x[:, 0], state)
+    assert {t.dtype for t in (y, y_t, state.inputs, stepped.inputs)} == {torch.bfloat16}
+    assert {state.hidden.dtype, stepped.hidden.dtype, layer.init_state(1).hidden.dtype} == {torch.float32}
+    exact, _ = layer.double()(x.double())
+    torch.testing.assert_close(y.double(), exact, rtol=0, atol=0.05 * float(exact.detach().std()))
+
+
 def test_bad_input_is_named():
     a, x, state = arguments(5)
     for change, message in (

@@ -190,6 +190,8 @@ def delta_rule(
     if chunk_size < 1:
         raise InputError("chunk_size", chunk_size, "an integer >= 1")
     state = _empty_memory(q, v) if initial_state is None else initial_state
+    if q.shape[1] == 1:  # decoding: one element needs no chunks
+        return delta_rule_reference(q, k, v, g, beta, state)
     return _DeltaRule.apply(q, k, v, g, beta, state, chunk_size)
 
 

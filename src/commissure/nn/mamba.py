@@ -86,7 +86,7 @@ class Mamba(nn.Module):
         check_step(x_t, self.dim, state)
         signal, gate = self.in_proj(x_t).chunk(2, -1)
         window = torch.cat([state.inputs, signal[:, None]], 1)
-        u = F.silu((window * self.conv_weight.t()).sum(1) + self.conv_bias)
+        u = F.silu(causal_convolution(window, self.conv_weight, self.conv_bias)[:, 0])
         dt, b, c = self._select(u)
         decay = torch.exp(dt[:, None] * -self.log_decay.exp())
         hidden = decay * state.hidden + b[:, :, None] * (dt * u)[:, None]

@@ -18,7 +18,7 @@ from commissure.nn.mlstm import MLSTM
 from commissure.nn.rg_lru import RGLRU
 from commissure.nn.s4d import S4D
 
-__all__ = ["MIXERS", "ROTARY", "MixerFactory", "mixer"]
+__all__ = ["MIXERS", "MULTI_HEAD", "ROTARY", "MixerFactory", "mixer"]
 
 MixerFactory = Callable[[int], SequenceMixer]
 

@@ -31,6 +31,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from commissure.core.errors import InputError
 from commissure.nn.convolution import ShortConvolution
+from commissure.nn.linear_attention import compute_dtype
 from commissure.nn.padding import check_sequence, check_step, zero_padding
 
 __all__ = ["RGLRU", "RGLRUState", "linear_recurrence", "linear_recurrence_reference"]
@@ -39,7 +40,7 @@ SHARPNESS = 8.0  # the paper's c
 
 
 class RGLRUState(NamedTuple):
-    """The last conv_size - 1 inputs of the convolution, oldest first, and the recurrence's state."""
+    """The last conv_size - 1 inputs of the convolution, oldest first, and the state, never in half precision."""
 
     inputs: Float[Tensor, "batch past inner"]
     hidden: Float[Tensor, "batch inner"]
@@ -75,7 +76,7 @@ class RGLRU(nn.Module):
         """Nothing seen: zeros."""
         device, dtype = device or self.decay.device, dtype or self.decay.dtype
         inputs = torch.zeros(batch_size, self.conv_size - 1, self.inner, device=device, dtype=dtype)
-        return RGLRUState(inputs, inputs.new_zeros(batch_size, self.inner))
+        return RGLRUState(inputs, inputs.new_zeros(batch_size, self.inner, dtype=compute_dtype(inputs)))
 
     def step(self, x_t: Float[Tensor, "batch dim"], state: RGLRUState) -> tuple[Float[Tensor, "batch dim"], RGLRUState]:
         """One element in, one out: the recurrence."""
@@ -83,7 +84,7 @@ class RGLRU(nn.Module):
         x, inputs = self.conv1d(self.in_proj(x_t[:, None]), state.inputs)
         log_a, gain = self.gates(x[:, 0])
         hidden = log_a.exp() * state.hidden + gain * x[:, 0]
-        return self.out_proj(F.gelu(self.gate_proj(x_t)) * hidden), RGLRUState(inputs, hidden)
+        return self.out_proj(F.gelu(self.gate_proj(x_t)) * hidden.to(x_t.dtype)), RGLRUState(inputs, hidden)
 
     def forward(
         self,
@@ -101,16 +102,17 @@ class RGLRU(nn.Module):
         # With a = 1 and nothing added the state stays as it is, so padding needs nothing else.
         a, added = zero_padding(log_a, lengths).exp(), zero_padding(gain * signal, lengths)
         h, hidden = linear_recurrence(a, added, state.hidden)
-        return self.out_proj(F.gelu(self.gate_proj(x)) * h), RGLRUState(inputs, hidden)
+        return self.out_proj(F.gelu(self.gate_proj(x)) * h.to(x.dtype)), RGLRUState(inputs, hidden)
 
     def gates(
         self, x: Float[Tensor, "*batch inner"]
     ) -> tuple[Float[Tensor, "*batch inner"], Float[Tensor, "*batch inner"]]:
-        """log a <= 0, and sqrt(1 - a^2) times the input gate."""
-        log_a = -SHARPNESS * F.softplus(self.decay) * self.a_proj(x).sigmoid()
+        """log a <= 0, and sqrt(1 - a^2) times the input gate; never in half precision, where 1 - a^2 has no digits."""
+        recurrence, write = (projection(x).to(compute_dtype(x)).sigmoid() for projection in (self.a_proj, self.b_proj))
+        log_a = -SHARPNESS * F.softplus(self.decay).to(recurrence.dtype) * recurrence
         # 1 - a^2 without cancellation; at a = 1 the root has no finite slope, the smallest number stands in for 0.
-        room = (-torch.expm1(2 * log_a)).clamp(min=torch.finfo(x.dtype).tiny)
-        return log_a, room.sqrt() * self.b_proj(x).sigmoid()
+        room = (-torch.expm1(2 * log_a)).clamp(min=torch.finfo(log_a.dtype).tiny)
+        return log_a, room.sqrt() * write
 
     def _init_weights(self) -> None:
         for projection in (self.in_proj, self.gate_proj, self.a_proj, self.b_proj, self.out_proj):
