@@ -43,7 +43,7 @@ def test_presets_have_the_published_size(name: str, millions: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["140m", "440m", "940m"])
-def test_hawk_alternates_and_matches_the_parameters(name: str) -> None:
+def test_hawk_alternates(name: str) -> None:
     stack = on_meta(MesaNetConfig.from_preset(name, hybrid="hawk"))
     kinds = [type(block.mixer).__name__ for block in stack.blocks]
     assert kinds == ["RGLRU", "MesaLayer"] * (len(kinds) // 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,6 +88,19 @@ def test_the_same_weights_give_the_same_logits(tied: bool) -> None:
     stack.float()
     single = stack.logits(stack.hidden(stack.embed(tokens))[0]).detach()
     assert float((single - theirs).norm() / theirs.norm()) <= 1e-5
+
+
+def test_a_hugging_face_model_keeps_them(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from commissure.mesa import MesaNetForCausalLM
+
+    weights = foreign_weights()
+    model = MesaNetForCausalLM(fla_config(weights)).double()
+    load_fla(model, weights)
+    model.save_pretrained(tmp_path)
+    loaded = MesaNetForCausalLM.from_pretrained(tmp_path).requires_grad_(False)
+    tokens = torch.randint(VOCAB, (1, 9), generator=torch_generator(1, "tokens"))
+    torch.testing.assert_close(loaded(tokens).logits[0], their_model(tokens[0], weights), rtol=1e-8, atol=1e-8)
 
 
 def test_sizes_come_from_the_shapes() -> None:

@@ -241,6 +241,8 @@ def test_logits_to_keep_and_vectors_as_input() -> None:
     torch.testing.assert_close(model(tokens, logits_to_keep=torch.tensor([1, 4])).logits, whole[:, [1, 4]])
     vectors = model.get_input_embeddings()(tokens)
     torch.testing.assert_close(model(inputs_embeds=vectors).logits, whole)
+    generated = model.generate(inputs_embeds=vectors, max_new_tokens=4, do_sample=False)
+    assert torch.equal(generated, model.generate(tokens, max_new_tokens=4, do_sample=False)[:, 6:])
     assert float(whole.abs().max()) < 30.0
     assert isinstance(model(tokens, return_dict=False), tuple)
 
@@ -258,6 +260,8 @@ def test_saved_and_loaded_bit_for_bit(tmp_path: Path, hybrid: Literal["hawk"] | 
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(model(tokens).logits, loaded(tokens).logits)
+    marked = {name for name, parameter in loaded.named_parameters() if hasattr(parameter, "_no_weight_decay")}
+    assert marked == {"model.stack.embedding", *(name for name in before if name.endswith("lambda_params"))}
     backbone = MesaNetModel.from_pretrained(tmp_path)
     assert torch.equal(backbone(tokens).last_hidden_state, model.model(tokens).last_hidden_state)
 

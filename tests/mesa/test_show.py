@@ -38,7 +38,7 @@ def test_every_number_is_its_definition() -> None:
     layer = MesaLayer(8, heads=2, head_dim=5).double()
     with torch.no_grad():
         layer.a_proj.weight.mul_(3)
-        layer.lambda_params.add_(torch.linspace(-2, 2, 10).view(2, 5))
+        layer.lambda_params.add_(torch.linspace(-2, 2, 10))
     x = torch.randn(3, 17, 8, generator=torch_generator(0, "x"), dtype=torch.float64)
     rows = inspect(layer, x, eps=1e-6)
     q, k, _, g, beta, lamb, _ = (part.detach() if isinstance(part, Tensor) else part for part in layer.project(x, None))

@@ -32,7 +32,7 @@ from commissure.nn.names import MixerFactory
 from commissure.nn.rg_lru import RGLRU
 from commissure.nn.stack import MLP, Stack
 
-__all__ = ["MesaNetConfig", "build_stack"]
+__all__ = ["MesaNetConfig", "build_stack", "exempt_from_decay"]
 
 
 class MesaNetConfig(Config):
@@ -116,7 +116,17 @@ def build_stack(config: MesaNetConfig) -> Stack:
     for module in stack.modules():
         if isinstance(module, HeadOutput) and isinstance(module.o_norm, nn.RMSNorm):
             module.o_norm.eps = config.head_norm_eps
+    exempt_from_decay(stack)
     return stack
+
+
+def exempt_from_decay(stack: Stack) -> None:
+    """Mark what the paper trains without weight decay: the embedding and every Lambda.
+
+    Marks are attributes of parameters, so whoever replaces parameters calls this again.
+    """
+    for parameter in (stack.embedding, *(m.lambda_params for m in stack.modules() if isinstance(m, MesaLayer))):
+        parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
 
 def _hawk(dim: int) -> SequenceMixer:

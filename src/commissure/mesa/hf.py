@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from commissure.core.errors import BackendMissing, InputError
 from commissure.core.mixer import select
-from commissure.mesa.config import MesaNetConfig, build_stack
+from commissure.mesa.config import MesaNetConfig, build_stack, exempt_from_decay
 from commissure.nn.stack import StackState
 
 try:
@@ -117,7 +117,6 @@ class _Shell(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _is_stateful = True  # no assisted generation
-    _no_split_modules = ["Block"]  # noqa: RUF012
 
     def __init__(self, config: MesaNetConfig | MesaNetPreTrainedConfig) -> None:
         if isinstance(config, MesaNetConfig):
@@ -134,6 +133,7 @@ class _Shell(PreTrainedModel):
         for parameter in model.parameters():  # a file mapped into memory is unaligned: other BLAS kernels, other bits
             if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:
                 parameter.data = parameter.data.clone()
+        exempt_from_decay((model if isinstance(model, MesaNetModel) else model.model).stack)
         return (model, info) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -160,6 +160,7 @@ class MesaNetModel(_Shell):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the table, and with it the size of the vocabulary."""
         self.stack.embedding = _weight_of(value)
+        exempt_from_decay(self.stack)
         self.config.vocab = len(self.stack.embedding)
         self.stack.config = self.stack.config.model_copy(update={"vocab": self.config.vocab})
 

@@ -146,6 +146,7 @@ def _heads(name: str, layer: MesaLayer, call: Call, eps: float) -> list[MesaHead
     found = mesa_attention(
         q, k, v, g, beta, lamb, initial_state=memory, solver="cg", cg_eps=eps, max_cg_steps=steps, return_info=True
     )
+    assert found.info is not None
     gamma = g.double().exp().flatten(0, 1)
     levels = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64, device=g.device)
     quantiles = gamma.quantile(levels, dim=0)
