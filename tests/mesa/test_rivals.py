@@ -130,6 +130,4 @@ def test_token_cg_is_the_next_token() -> None:
     torch.testing.assert_close(o, dense(x)[:, 8:], rtol=0, atol=1e-10)
     torch.testing.assert_close(h_kk + torch.diag_embed(x.lamb), matrices[:, 8], rtol=0, atol=1e-14)
     torch.testing.assert_close(h_kv, memories[:, 8], rtol=0, atol=1e-14)
-    torch.testing.assert_close(
-        token_cg(*token, x.lamb, *before, steps=2)[0], textbook(x, 2)[:, 8:], rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(token_cg(*token, x.lamb, *before, steps=2)[0], textbook(x, 2)[:, 8:], rtol=0, atol=1e-12)
