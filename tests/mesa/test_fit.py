@@ -83,6 +83,28 @@ def test_the_small_recall_model_has_the_published_parts() -> None:
     assert model.body.config.positions == "none"
 
 
+def test_a_mesanet_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published layout with the task's vocabulary, here of a size that a test can hold."""
+    config = pytest.importorskip("commissure.mesa.config")
+
+    def from_preset(name: str, *, hybrid: Any = None) -> Any:
+        assert name == "140m"
+        return config.MesaNetConfig(dim=8, blocks=2, heads=1, head_dim=4, hybrid=hybrid)
+
+    monkeypatch.setattr(config.MesaNetConfig, "from_preset", from_preset)
+    result = fit(EASY, "hawk-mesanet-140m", config=QUICK)
+    assert [type(block.mixer).__name__ for block in result.model.body.blocks] == ["RGLRU", "MesaLayer"]
+    assert result.model.body.config.soft_cap == 30
+    result.model.save(tmp_path / "model")
+    tokens = EASY.batch(0, 3).inputs
+    torch.testing.assert_close(TaskModel.load(tmp_path / "model")(tokens), result.model(tokens), rtol=0, atol=0)
+    for source, name in ((EASY, "big-mesanet-140m"), (LinearSystem(), "mesanet-140m")):
+        with pytest.raises(InputError, match="mixers"):
+            TaskModel(source, [name])
+    with pytest.raises(InputError, match="default sizes"):
+        TaskModel(EASY, ["mesanet-140m"], config=TINY)
+
+
 def test_a_mixer_alone_is_only_that(tmp_path: Path) -> None:
     source = LinearSystem(dim=4, length=8)
     alone = TINY.model_copy(update={"alone": True})
