@@ -98,7 +98,7 @@ class TaskModel(nn.Module):
         from safetensors.torch import save_file
 
         is_stack = isinstance(self.body, Stack) and self.inward is None and self.decoder is None
-        is_stack = is_stack and self.names == self.body.config.mixers[: len(self.names)]
+        is_stack = is_stack and None not in self.body.config.mixers
         metadata = {
             "format": "commissure.nn.Stack" if is_stack else _FORMAT,
             "config": self.body.config.model_dump_json() if is_stack else "",
