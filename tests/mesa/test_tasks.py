@@ -92,7 +92,6 @@ def test_a_task_is_rebuilt_from_its_sizes(name: str) -> None:
         ("lds", {"dim": 0}, "dim = 0"),
         ("lds", {"size": 3}, "size = 3"),
     ],
-    ids=lambda value: str(value) if isinstance(value, str) else "",
 )
 def test_sizes_that_do_not_fit_are_refused(name: str, sizes: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named):

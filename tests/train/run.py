@@ -73,7 +73,7 @@ def run(
 
     return train(
         wrapped, draw, loss=loss, config=CONFIG, seed=0, validate=validate, progress=progress,
-        decays=lambda name, parameter: parameter.ndim > 1, checkpoint=checkpoint, processes=processes,
+        decays=lambda name, parameter: not name.endswith("bias"), checkpoint=checkpoint, processes=processes,
     )  # fmt: skip
 
 

@@ -54,7 +54,8 @@ class ModelConfig(Config):
 class TaskModel(nn.Module):
     """(batch, time) tokens to log-probabilities (batch, time, vocab), or vectors to vectors.
 
-    `mixers`: names or factories `dim -> mixer` that take turns over `config.layers` blocks.
+    `mixers`: names or factories `dim -> mixer` that take turns over `config.layers` blocks, or the name of a whole
+    MesaNet ("mesanet-140m").
 
     >>> model = TaskModel(find_task("mqar", vocab=32), ["gru"], config=ModelConfig(dim=8), seed=0)
     >>> model(torch.zeros(1, 5, dtype=torch.int64)).shape
@@ -97,6 +98,7 @@ class TaskModel(nn.Module):
         from safetensors.torch import save_file
 
         is_stack = isinstance(self.body, Stack) and self.inward is None and self.decoder is None
+        is_stack = is_stack and None not in self.body.config.mixers
         metadata = {
             "format": "commissure.nn.Stack" if is_stack else _FORMAT,
             "config": self.body.config.model_dump_json() if is_stack else "",
@@ -136,12 +138,29 @@ class TaskModel(nn.Module):
         return Path(path).is_file() and {"model", "mixers", "task"} <= _read(Path(path))[0].keys()
 
     def _stack(self, mixers: Sequence[str | MixerFactory]) -> Stack:
+        if isinstance(mixers[0], str) and "mesanet-" in mixers[0]:
+            return self._mesanet(mixers)
         config, entries = self.config, list(islice(cycle(mixers), self.config.layers))
         positions = config.positions or ("rotary" if ROTARY.keys() & set(self.names) else "none")
         return Stack(
             entries, config.dim, vocab=self.task.vocab, heads=config.heads, head_dim=config.head_dim, mlp=config.mlp,
             mlp_ratio=config.mlp_ratio, positions=positions, tie=self.task.reads == "last", start_token=False,
         )  # fmt: skip
+
+    def _mesanet(self, names: Sequence[str | MixerFactory]) -> Stack:
+        """A whole model of the published sizes, "mesanet-140m" or "hawk-mesanet-140m", with the task's vocabulary."""
+        from commissure.mesa.config import MesaNetConfig, build_stack
+
+        kind, _, size = str(names[0]).rpartition("-")
+        if kind not in ("mesanet", "hawk-mesanet") or len(names) != 1:
+            raise InputError("mixers", self.names, "one name, mesanet-SIZE or hawk-mesanet-SIZE, for a whole model")
+        if self.task.vocab is None or self.task.reads == "last":
+            raise InputError("mixers", self.names, "a task of next tokens for a MesaNet", "name a mixer: mesa")
+        if self.config != ModelConfig():
+            raise InputError("config", self.config, "the default sizes: a MesaNet has its own", "name a mixer: mesa")
+        preset = MesaNetConfig.from_preset(size, hybrid="hawk" if kind == "hawk-mesanet" else None)
+        own = {"vocab": self.task.vocab, "bos_token_id": None, "eos_token_id": None}
+        return build_stack(MesaNetConfig(**{**preset.model_dump(), **own}))
 
     def _alone(self, mixers: Sequence[str | MixerFactory]) -> SequenceMixer:
         if self.task.vocab is not None or self.task.input_dim != self.task.output_dim:
