@@ -23,8 +23,6 @@ only for being produced and for the shared memory it asks for.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -34,7 +32,7 @@ LOG_ZERO = tl.constexpr(-200.0)  # exp(-104) is already zero in float32
 
 
 @triton.jit
-def _running_gates(g: Any, beta: Any, rows: Any, T: Any, H: Any) -> Any:
+def _running_gates(g: tl.tensor, beta: tl.tensor, rows: tl.tensor, T: tl.tensor, H: tl.tensor) -> tl.tensor:
     """Sum of log gates up to each row, number of resets up to each row, input weights; rows past the end do nothing."""
     gate = tl.load(g + rows * H, mask=rows < T, other=0.0).to(tl.float64)
     weight = tl.load(beta + rows * H, mask=rows < T, other=0.0).to(tl.float32)
@@ -45,20 +43,20 @@ def _running_gates(g: Any, beta: Any, rows: Any, T: Any, H: Any) -> Any:
 
 
 @triton.jit
-def _from_start(total: Any, resets: Any) -> Any:
+def _from_start(total: tl.tensor, resets: tl.tensor) -> tl.tensor:
     """exp(G_t): what is left at row t of the state before the chunk."""
     return tl.where(resets == 0, tl.exp(total.to(tl.float32)), 0.0)
 
 
 @triton.jit
-def _to_end(total: Any, resets: Any) -> Any:
+def _to_end(total: tl.tensor, resets: tl.tensor) -> tl.tensor:
     """exp(G_C - G_t): what is left of row t after the chunk."""
     last, last_resets = tl.min(total, 0), tl.max(resets, 0)  # G never grows, resets never shrink
     return tl.where(resets == last_resets, tl.exp((last - total).to(tl.float32)), 0.0)
 
 
 @triton.jit
-def _between(total: Any, resets: Any, weight: Any, REVERSE: tl.constexpr, BLOCK_T: tl.constexpr) -> Any:
+def _between(total: tl.tensor, resets: tl.tensor, weight: tl.tensor, REVERSE: tl.constexpr, BLOCK_T: tl.constexpr) -> tl.tensor:
     """M: row t reads row i <= t with zeta_ti beta_i; reversed, row s reads row t >= s with zeta_ts."""
     index = tl.arange(0, BLOCK_T)
     if REVERSE:
@@ -75,7 +73,7 @@ def _between(total: Any, resets: Any, weight: Any, REVERSE: tl.constexpr, BLOCK_
 
 
 @triton.jit
-def _load_rows(pointer: Any, rows: Any, columns: Any, T: Any, H: Any, width: Any) -> Any:
+def _load_rows(pointer: tl.tensor, rows: tl.tensor, columns: tl.tensor, T: tl.tensor, H: tl.tensor, width: tl.tensor) -> tl.tensor:
     """A [rows, columns] tile of a [T, H, width] slice in float32, zero outside."""
     inside = (rows < T)[:, None] & (columns < width)[None, :]
     return tl.load(pointer + rows[:, None] * H * width + columns[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -83,17 +81,17 @@ def _load_rows(pointer: Any, rows: Any, columns: Any, T: Any, H: Any, width: Any
 
 @triton.jit
 def chunk_states_kernel(
-    a: Any,
-    c: Any,
-    g: Any,
-    beta: Any,
-    first: Any,
-    bounds: Any,
-    T: Any,
-    n_chunks: Any,
-    H: Any,
-    K: Any,
-    N: Any,
+    a: tl.tensor,
+    c: tl.tensor,
+    g: tl.tensor,
+    beta: tl.tensor,
+    first: tl.tensor,
+    bounds: tl.tensor,
+    T: tl.tensor,
+    n_chunks: tl.tensor,
+    H: tl.tensor,
+    K: tl.tensor,
+    N: tl.tensor,
     REVERSE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -132,20 +130,20 @@ def chunk_states_kernel(
 
 @triton.jit
 def chunk_outputs_kernel(
-    q: Any,
-    k: Any,
-    v: Any,
-    g: Any,
-    beta: Any,
-    bounds: Any,
-    out: Any,
-    T: Any,
-    n_chunks: Any,
-    H: Any,
-    K: Any,
-    N: Any,
-    stride_k: Any,
-    stride_n: Any,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    g: tl.tensor,
+    beta: tl.tensor,
+    bounds: tl.tensor,
+    out: tl.tensor,
+    T: tl.tensor,
+    n_chunks: tl.tensor,
+    H: tl.tensor,
+    K: tl.tensor,
+    N: tl.tensor,
+    stride_k: tl.tensor,
+    stride_n: tl.tensor,
     REVERSE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -186,7 +184,7 @@ def chunk_outputs_kernel(
 
 
 @triton.jit
-def _chunk_matrix(p: Any, kk: Any, keys: Any, mask: Any, decay: Any, lamb: Any, PRECISION: tl.constexpr) -> Any:
+def _chunk_matrix(p: tl.tensor, kk: tl.tensor, keys: tl.tensor, mask: tl.tensor, decay: tl.tensor, lamb: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
     """Row t of the result is (H_t + Lambda) p_t, for all t of a chunk at once."""
     score = tl.dot(p, tl.trans(keys), input_precision=PRECISION) * mask
     product = tl.dot(score, keys, input_precision=PRECISION)
@@ -194,14 +192,14 @@ def _chunk_matrix(p: Any, kk: Any, keys: Any, mask: Any, decay: Any, lamb: Any, 
 
 
 @triton.jit
-def _is_open(norm: Any, first_norm: Any, eps: Any) -> Any:
+def _is_open(norm: tl.tensor, first_norm: tl.tensor, eps: tl.tensor) -> tl.tensor:
     """Rows whose residual is above eps times the first one, all of them if eps is 0; not-a-number stays open."""
     is_small = tl.sqrt(norm) <= eps * tl.sqrt(first_norm)
     return (eps == 0) | (is_small == 0)
 
 
 @triton.jit
-def _ratio(a: Any, b: Any, is_wanted: Any) -> Any:
+def _ratio(a: tl.tensor, b: tl.tensor, is_wanted: tl.tensor) -> tl.tensor:
     """a / b where it is wanted and defined, otherwise 0: a guard without a bias."""
     is_safe = is_wanted & (b != 0)
     return tl.where(is_safe, a / tl.where(is_safe, b, 1.0), 0.0)
@@ -209,24 +207,24 @@ def _ratio(a: Any, b: Any, is_wanted: Any) -> Any:
 
 @triton.jit
 def chunk_solve_kernel(
-    q: Any,
-    k: Any,
-    v: Any,
-    g: Any,
-    beta: Any,
-    lamb: Any,
-    kk: Any,
-    kv: Any,
-    x: Any,
-    out: Any,
-    steps: Any,
-    T: Any,
-    n_chunks: Any,
-    H: Any,
-    D: Any,
-    N: Any,
-    eps: Any,
-    max_steps: Any,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    g: tl.tensor,
+    beta: tl.tensor,
+    lamb: tl.tensor,
+    kk: tl.tensor,
+    kv: tl.tensor,
+    x: tl.tensor,
+    out: tl.tensor,
+    steps: tl.tensor,
+    T: tl.tensor,
+    n_chunks: tl.tensor,
+    H: tl.tensor,
+    D: tl.tensor,
+    N: tl.tensor,
+    eps: tl.tensor,
+    max_steps: tl.tensor,
     INIT: tl.constexpr,
     HAS_VALUES: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -292,35 +290,35 @@ def chunk_solve_kernel(
         kv += (lane * (n_chunks + 1) + chunk) * D * N
         for start in range(0, N, BLOCK_N):
             columns_n = start + tl.arange(0, BLOCK_N)
-            inside = (columns < D)[:, None] & (columns_n < N)[None, :]
-            state = tl.load(kv + columns[:, None] * N + columns_n[None, :], mask=inside, other=0.0)
+            is_state = (columns < D)[:, None] & (columns_n < N)[None, :]
+            state = tl.load(kv + columns[:, None] * N + columns_n[None, :], mask=is_state, other=0.0)
             values = _load_rows(v + tokens * N, rows, columns_n, T, H, N)
             result = tl.dot(score, values, input_precision=PRECISION)
             result += tl.dot(decayed, state, input_precision=PRECISION)
-            inside = (rows < T)[:, None] & (columns_n < N)[None, :]
-            tl.store(out + tokens * N + rows[:, None] * H * N + columns_n[None, :], result, mask=inside)
+            is_output = (rows < T)[:, None] & (columns_n < N)[None, :]
+            tl.store(out + tokens * N + rows[:, None] * H * N + columns_n[None, :], result, mask=is_output)
 
 
 @triton.jit
 def decode_kernel(
-    q: Any,
-    k: Any,
-    v: Any,
-    g: Any,
-    beta: Any,
-    lamb: Any,
-    kk: Any,
-    kv: Any,
-    new_kk: Any,
-    new_kv: Any,
-    x: Any,
-    out: Any,
-    steps: Any,
-    H: Any,
-    D: Any,
-    N: Any,
-    eps: Any,
-    max_steps: Any,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    g: tl.tensor,
+    beta: tl.tensor,
+    lamb: tl.tensor,
+    kk: tl.tensor,
+    kv: tl.tensor,
+    new_kk: tl.tensor,
+    new_kv: tl.tensor,
+    x: tl.tensor,
+    out: tl.tensor,
+    steps: tl.tensor,
+    H: tl.tensor,
+    D: tl.tensor,
+    N: tl.tensor,
+    eps: tl.tensor,
+    max_steps: tl.tensor,
     INIT: tl.constexpr,
     HAS_VALUES: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -376,9 +374,9 @@ def decode_kernel(
     if HAS_VALUES:
         for start in range(0, N, BLOCK_N):
             columns_n = start + tl.arange(0, BLOCK_N)
-            inside = is_real[:, None] & (columns_n < N)[None, :]
+            is_state = is_real[:, None] & (columns_n < N)[None, :]
             tile = lane * D * N + columns[:, None] * N + columns_n[None, :]
             value = tl.load(v + lane * N + columns_n, mask=columns_n < N, other=0.0).to(tl.float32)
-            state = tl.load(kv + tile, mask=inside, other=0.0) * decay + weight * key[:, None] * value[None, :]
-            tl.store(new_kv + tile, state, mask=inside)
+            state = tl.load(kv + tile, mask=is_state, other=0.0) * decay + weight * key[:, None] * value[None, :]
+            tl.store(new_kv + tile, state, mask=is_state)
             tl.store(out + lane * N + columns_n, tl.sum(state * solution[:, None], 0), mask=columns_n < N)
