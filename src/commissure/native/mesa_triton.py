@@ -77,7 +77,7 @@ def mesa_triton_solve(
     Any time (0 included), dim <= 128; q, k, g, beta in float32, bfloat16 or float16, h_kk in float32.  `g` are log gates
     <= 0 (-inf forgets everything), `beta` input weights in [0, 1], `lamb` > 0; values are not checked, that would wait
     for the device.  A token stops at |r| <= eps |r_0|; eps = 0 goes on to `max_steps` unless the residual is zero.
-    `chunk_size` is 16, 32 or 64 (default: 64, above 64 dimensions 32).  x and the final h_kk are float32.
+    `chunk_size` is 16, 32 or 64 (default 32).  x and the final h_kk are float32.
     Raises InputError, or BackendMissing without Triton.
     """
     _check(q, k, None, g, beta, lamb, h_kk, None, eps, max_steps, init, chunk_size)

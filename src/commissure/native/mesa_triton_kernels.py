@@ -32,7 +32,7 @@ LOG_ZERO = tl.constexpr(-200.0)  # exp(-104) is already zero in float32
 
 
 @triton.jit
-def _running_gates(g: tl.tensor, beta: tl.tensor, rows: tl.tensor, T: tl.tensor, H: tl.tensor) -> tl.tensor:
+def _running_gates(g: tl.tensor, beta: tl.tensor, rows: tl.tensor, T: tl.tensor, H: tl.constexpr) -> tl.tensor:
     """Sum of log gates up to each row, number of resets up to each row, input weights; rows past the end do nothing."""
     gate = tl.load(g + rows * H, mask=rows < T, other=0.0).to(tl.float64)
     weight = tl.load(beta + rows * H, mask=rows < T, other=0.0).to(tl.float32)
@@ -73,7 +73,7 @@ def _between(total: tl.tensor, resets: tl.tensor, weight: tl.tensor, REVERSE: tl
 
 
 @triton.jit
-def _load_rows(pointer: tl.tensor, rows: tl.tensor, columns: tl.tensor, T: tl.tensor, H: tl.tensor, width: tl.tensor) -> tl.tensor:
+def _load_rows(pointer: tl.tensor, rows: tl.tensor, columns: tl.tensor, T: tl.tensor, H: tl.constexpr, width: tl.tensor) -> tl.tensor:
     """A [rows, columns] tile of a [T, H, width] slice in float32, zero outside."""
     inside = (rows < T)[:, None] & (columns < width)[None, :]
     return tl.load(pointer + rows[:, None] * H * width + columns[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -89,9 +89,9 @@ def chunk_states_kernel(
     bounds: tl.tensor,
     T: tl.tensor,
     n_chunks: tl.tensor,
-    H: tl.tensor,
-    K: tl.tensor,
-    N: tl.tensor,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    N: tl.constexpr,
     REVERSE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -139,9 +139,9 @@ def chunk_outputs_kernel(
     out: tl.tensor,
     T: tl.tensor,
     n_chunks: tl.tensor,
-    H: tl.tensor,
-    K: tl.tensor,
-    N: tl.tensor,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    N: tl.constexpr,
     stride_k: tl.tensor,
     stride_n: tl.tensor,
     REVERSE: tl.constexpr,
@@ -184,11 +184,28 @@ def chunk_outputs_kernel(
 
 
 @triton.jit
-def _chunk_matrix(p: tl.tensor, kk: tl.tensor, keys: tl.tensor, mask: tl.tensor, decay: tl.tensor, lamb: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
-    """Row t of the result is (H_t + Lambda) p_t, for all t of a chunk at once."""
-    score = tl.dot(p, tl.trans(keys), input_precision=PRECISION) * mask
-    product = tl.dot(score, keys, input_precision=PRECISION)
-    return product + tl.dot(p * decay[:, None], kk, input_precision=PRECISION) + p * lamb[None, :]
+def _chunk_matrix(
+    p: tl.tensor,
+    kk: tl.tensor,
+    k: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    T: tl.tensor,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    mask: tl.tensor,
+    decay: tl.tensor,
+    ridge: tl.tensor,
+    PRECISION: tl.constexpr,
+) -> tl.tensor:
+    """Column t of the result is (H_t + Lambda) p_t, for all t of a chunk at once."""
+    keys = _load_rows(k, rows, columns, T, H, D)
+    score = tl.dot(keys, p, input_precision=PRECISION) * mask
+    is_state = (columns < D)[:, None] & (columns < D)[None, :]
+    memory = tl.load(kk + columns[:, None] * D + columns[None, :], mask=is_state, other=0.0)
+    product = tl.dot(memory, p * decay[None, :], input_precision=PRECISION)
+    product = tl.dot(tl.trans(keys), score, product, input_precision=PRECISION)
+    return product + p * ridge[:, None]
 
 
 @triton.jit
@@ -220,9 +237,9 @@ def chunk_solve_kernel(
     steps: tl.tensor,
     T: tl.tensor,
     n_chunks: tl.tensor,
-    H: tl.tensor,
-    D: tl.tensor,
-    N: tl.tensor,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    N: tl.constexpr,
     eps: tl.tensor,
     max_steps: tl.tensor,
     INIT: tl.constexpr,
@@ -241,62 +258,63 @@ def chunk_solve_kernel(
     kk += (lane * (n_chunks + 1) + chunk) * D * D
     total, resets, weight = _running_gates(g + tokens, beta + tokens, rows, T, H)
     decay = _from_start(total, resets)
-    mask = _between(total, resets, weight, False, BLOCK_T)
-    keys = _load_rows(k + tokens * D, rows, columns, T, H, D)
-    inside = (columns < D)[:, None] & (columns < D)[None, :]
-    memory = tl.load(kk + columns[:, None] * D + columns[None, :], mask=inside, other=0.0)
+    mask = tl.trans(_between(total, resets, weight, False, BLOCK_T))
+    k += tokens * D
     ridge = tl.load(lamb + head * D + columns, mask=columns < D, other=1.0).to(tl.float32)
 
-    target = _load_rows(q + tokens * D, rows, columns, T, H, D)
-    scale = tl.max(tl.abs(target), 1)  # cotangents can be so small that their squares are zero
+    is_token = (columns < D)[:, None] & (rows < T)[None, :]
+    place = columns[:, None] + rows[None, :] * H * D
+    target = tl.load(q + tokens * D + place, mask=is_token, other=0.0).to(tl.float32)
+    scale = tl.max(tl.abs(target), 0)  # cotangents can be so small that their squares are zero
     scale = tl.where(scale > 0, scale, 1.0)
-    target = target / scale[:, None]
+    target = target / scale[None, :]
     if INIT == "zero":
-        solution = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
+        solution = tl.zeros([BLOCK_D, BLOCK_T], dtype=tl.float32)
         residual = target
     else:
         solution = target
         if INIT == "diag":
-            square = tl.sum(tl.where(columns[:, None] == columns[None, :], memory, 0.0), 0)
-            diagonal = tl.dot(mask, keys * keys, input_precision=PRECISION) + decay[:, None] * square[None, :]
-            solution = target / (diagonal + ridge[None, :])
-        residual = target - _chunk_matrix(solution, memory, keys, mask, decay, ridge, PRECISION)
+            squares = tl.load(kk + columns * (D + 1), mask=columns < D, other=0.0)
+            keys = _load_rows(k, rows, columns, T, H, D)
+            diagonal = squares[:, None] * decay[None, :] + ridge[:, None]
+            diagonal += tl.dot(tl.trans(keys * keys), mask, input_precision=PRECISION)
+            solution = target / diagonal
+        residual = target - _chunk_matrix(solution, kk, k, rows, columns, T, H, D, mask, decay, ridge, PRECISION)
     direction = residual
-    norm = tl.sum(residual * residual, 1)
+    norm = tl.sum(residual * residual, 0)
     first_norm = norm
     is_open = _is_open(norm, first_norm, eps)
     count = tl.zeros([BLOCK_T], dtype=tl.int32)
     step = 0
     while (step < max_steps) & (tl.max(is_open.to(tl.int32), 0) > 0):
-        product = _chunk_matrix(direction, memory, keys, mask, decay, ridge, PRECISION)
-        curvature = tl.sum(direction * product, 1)
-        length = _ratio(norm, curvature, is_open)
-        solution += length[:, None] * direction
-        residual -= length[:, None] * product
-        new_norm = tl.sum(residual * residual, 1)
-        direction = residual + _ratio(new_norm, norm, is_open)[:, None] * direction
+        product = _chunk_matrix(direction, kk, k, rows, columns, T, H, D, mask, decay, ridge, PRECISION)
+        length = _ratio(norm, tl.sum(direction * product, 0), is_open)
+        solution += length[None, :] * direction
+        residual -= length[None, :] * product
+        new_norm = tl.sum(residual * residual, 0)
+        direction = residual + _ratio(new_norm, norm, is_open)[None, :] * direction
         norm = new_norm
         count += is_open.to(tl.int32)
         is_open = is_open & _is_open(norm, first_norm, eps)
         step += 1
 
-    solution = solution * scale[:, None]
-    inside = (rows < T)[:, None] & (columns < D)[None, :]
-    tl.store(x + tokens * D + rows[:, None] * H * D + columns[None, :], solution, mask=inside)
+    solution = solution * scale[None, :]
+    tl.store(x + tokens * D + place, solution, mask=is_token)
     tl.store(steps + tokens + rows * H, count, mask=rows < T)
     if HAS_VALUES:
-        score = tl.dot(solution, tl.trans(keys), input_precision=PRECISION) * mask
-        decayed = solution * decay[:, None]
+        keys = _load_rows(k, rows, columns, T, H, D)
+        score = tl.dot(keys, solution, input_precision=PRECISION) * mask
+        decayed = solution * decay[None, :]
         kv += (lane * (n_chunks + 1) + chunk) * D * N
         for start in range(0, N, BLOCK_N):
             columns_n = start + tl.arange(0, BLOCK_N)
-            is_state = (columns < D)[:, None] & (columns_n < N)[None, :]
-            state = tl.load(kv + columns[:, None] * N + columns_n[None, :], mask=is_state, other=0.0)
+            is_value = (columns < D)[:, None] & (columns_n < N)[None, :]
+            state = tl.load(kv + columns[:, None] * N + columns_n[None, :], mask=is_value, other=0.0)
             values = _load_rows(v + tokens * N, rows, columns_n, T, H, N)
-            result = tl.dot(score, values, input_precision=PRECISION)
-            result += tl.dot(decayed, state, input_precision=PRECISION)
-            is_output = (rows < T)[:, None] & (columns_n < N)[None, :]
-            tl.store(out + tokens * N + rows[:, None] * H * N + columns_n[None, :], result, mask=is_output)
+            result = tl.dot(tl.trans(state), decayed, input_precision=PRECISION)
+            result = tl.dot(tl.trans(values), score, result, input_precision=PRECISION)
+            is_output = (columns_n < N)[:, None] & (rows < T)[None, :]
+            tl.store(out + tokens * N + columns_n[:, None] + rows[None, :] * H * N, result, mask=is_output)
 
 
 @triton.jit
@@ -314,9 +332,9 @@ def decode_kernel(
     x: tl.tensor,
     out: tl.tensor,
     steps: tl.tensor,
-    H: tl.tensor,
-    D: tl.tensor,
-    N: tl.tensor,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    N: tl.constexpr,
     eps: tl.tensor,
     max_steps: tl.tensor,
     INIT: tl.constexpr,
