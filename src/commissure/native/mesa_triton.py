@@ -247,9 +247,10 @@ def _backward_op(
     # crosses its end, where forward and adjoint states meet.
     crossing = (kv * bar_kv).sum((-1, -2)) - (kk * bar_kk).sum((-1, -2))
     readers = (x * u).sum(-1) - (y * hx).sum(-1)
-    dg = _sums_to_chunk_end(readers - beta * d_beta, plan.chunk) + crossing[:, :, 1:].mT.repeat_interleave(
-        plan.chunk, 1
-    )[:, : plan.time]
+    dg = (
+        _sums_to_chunk_end(readers - beta * d_beta, plan.chunk)
+        + crossing[:, :, 1:].mT.repeat_interleave(plan.chunk, 1)[:, : plan.time]
+    )
     dg = dg.masked_fill(g == -torch.inf, 0.0)
     weight = beta.float()[..., None]
     d_lamb, first = -(y * x).sum((0, 1)), bar_kk[:, :, 0]

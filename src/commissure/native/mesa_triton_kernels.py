@@ -56,7 +56,9 @@ def _to_end(total: tl.tensor, resets: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _between(total: tl.tensor, resets: tl.tensor, weight: tl.tensor, REVERSE: tl.constexpr, BLOCK_T: tl.constexpr) -> tl.tensor:
+def _between(
+    total: tl.tensor, resets: tl.tensor, weight: tl.tensor, REVERSE: tl.constexpr, BLOCK_T: tl.constexpr
+) -> tl.tensor:
     """M: row t reads row i <= t with zeta_ti beta_i; reversed, row s reads row t >= s with zeta_ts."""
     index = tl.arange(0, BLOCK_T)
     if REVERSE:
@@ -73,7 +75,9 @@ def _between(total: tl.tensor, resets: tl.tensor, weight: tl.tensor, REVERSE: tl
 
 
 @triton.jit
-def _load_rows(pointer: tl.tensor, rows: tl.tensor, columns: tl.tensor, T: tl.tensor, H: tl.constexpr, width: tl.tensor) -> tl.tensor:
+def _load_rows(
+    pointer: tl.tensor, rows: tl.tensor, columns: tl.tensor, T: tl.tensor, H: tl.constexpr, width: tl.tensor
+) -> tl.tensor:
     """A [rows, columns] tile of a [T, H, width] slice in float32, zero outside."""
     inside = (rows < T)[:, None] & (columns < width)[None, :]
     return tl.load(pointer + rows[:, None] * H * width + columns[None, :], mask=inside, other=0.0).to(tl.float32)

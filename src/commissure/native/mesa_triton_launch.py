@@ -64,7 +64,9 @@ def _warps(dim: int, precision: str = "tf32x3") -> int:
     return 4 if dim <= 64 and precision == "tf32x3" else 8  # plain products keep whole tiles in registers
 
 
-def states(plan: Plan, a: Tensor, c: Tensor, g: Tensor, beta: Tensor, first: Tensor, *, reverse: bool = False) -> Tensor:
+def states(
+    plan: Plan, a: Tensor, c: Tensor, g: Tensor, beta: Tensor, first: Tensor, *, reverse: bool = False
+) -> Tensor:
     """Boundary states [batch, heads, n_chunks + 1, K, N] of sum a c^T, from `first` at one end of the sequence.
 
     Entry j is the state between chunks j - 1 and j.  Forward, the last entry is the final state; reversed, entry 0 is
