@@ -29,7 +29,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from commissure.native import mesa_triton_kernels as kernels
 
-SIZES = {"H": 4, "D": 48, "K": 48, "N": 48, "BLOCK_T": 32, "BLOCK_K": 32, "BLOCK_N": 32, "BLOCK_D": 64,
+dim = int(sys.argv[3])
+SIZES = {"H": 4, "D": dim, "K": dim, "N": dim, "BLOCK_T": 32, "BLOCK_K": 32, "BLOCK_N": 32, "BLOCK_D": dim,
          "INIT": "diag", "HAS_VALUES": True, "REVERSE": True, "PRECISION": sys.argv[2]}
 NUMBERS = {"T": "i32", "n_chunks": "i32", "stride_k": "i32", "stride_n": "i32", "max_steps": "i32", "eps": "fp32",
            "steps": "*i32"}
@@ -68,11 +69,11 @@ def test_cases_on_a_gpu() -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize(("architecture", "precision"), [(75, "ieee"), (90, "tf32x3")])
-def test_kernels_compile_within_a_small_gpu(tmp_path: Path, architecture: int, precision: str) -> None:
+@pytest.mark.parametrize(("architecture", "precision", "dim"), [(75, "ieee", 32), (90, "tf32x3", 64)])
+def test_kernels_compile_within_a_small_gpu(tmp_path: Path, architecture: int, precision: str, dim: int) -> None:
     (tmp_path / "compile_all.py").write_text(COMPILE)
     script = str(tmp_path / "compile_all.py")
-    found = run(script, str(architecture), precision, TRITON_CACHE_DIR=str(tmp_path / "cache"))
+    found = run(script, str(architecture), precision, str(dim), TRITON_CACHE_DIR=str(tmp_path / "cache"))
     assert found.returncode == 0, found.stderr
     assert len(found.stdout.split()) == 4
 

@@ -1,17 +1,18 @@
 """The Mesa layer on a GPU: chunkwise conjugate gradients with a stop per token, its gradient, and one-token decoding.
 
-    x_t = (h_kk,t + diag(lamb))^-1 q_t,   o_t = h_kv,t^T x_t,   h_kk,t = exp(g_t) h_kk,t-1 + beta_t k_t k_t^T,  h_kv alike
+    h_kk,t = exp(g_t) h_kk,t-1 + beta_t k_t k_t^T,   h_kv,t = exp(g_t) h_kv,t-1 + beta_t k_t v_t^T
+    x_t = (h_kk,t + diag(lamb))^-1 q_t,              o_t = h_kv,t^T x_t
 
-Three kernels go forward: states at chunk boundaries (h_kk, h_kv), then one that solves a chunk and applies the solution
-to its values.  All rows of a chunk iterate together; a row that has reached |r| <= eps |r_0| is left alone, and the loop
-ends with its slowest row, so that easy chunks cost few steps.  A single token takes a kernel of its own, which keeps the
+Three launches go forward: the two states at chunk boundaries, then one that solves a chunk and applies the solution to
+its values.  All tokens of a chunk iterate together; one that has reached |r| <= eps |r_0| is left alone, and the loop
+ends with the slowest, so that easy chunks cost few steps.  A single token takes a kernel of its own, which keeps the
 matrix in registers.  States and products are float32 whatever the inputs are.
 
 The gradient is by implicit differentiation: a second solve y_t = (h_kk,t + diag(lamb))^-1 u_t of u_t = h_kv,t e_t with
 the same kernel, then gated linear attention read backwards in time.  It is exact where x is; memory is O(T D) between
 the passes.  Each read is a launch of its own, eleven in all: fusing them is work for someone who can time them.
 
-Not run on a GPU: tested through Triton's interpreter on CPU and compiled for sm_80 and sm_90, never timed.
+Not run on a GPU: tested through Triton's interpreter on CPU and compiled for sm_75 and sm_90, never timed.
 
 Source: arXiv 2506.05233, appendix D and algorithm 1; kernels in `mesa_triton_kernels`, Triton is imported by the calls.
 """
@@ -74,9 +75,9 @@ def mesa_triton_solve(
 ) -> Solved:
     """Solve (h_kk,t + diag(lamb)) x_t = q_t for every token; no gradient.
 
-    Any time (0 included), dim <= 128; q, k, g, beta in float32, bfloat16 or float16, h_kk in float32.  `g` are log gates
+    Any time (0 included), dim <= 128; h_kk in float32, the others in float32, bfloat16 or float16.  `g` are log gates
     <= 0 (-inf forgets everything), `beta` input weights in [0, 1], `lamb` > 0; values are not checked, that would wait
-    for the device.  A token stops at |r| <= eps |r_0|; eps = 0 goes on to `max_steps` unless the residual is zero.
+    for the device.  A token stops at |r| <= eps |r_0|; eps = 0 takes `max_steps` steps.
     `chunk_size` is 16, 32 or 64 (default 32).  x and the final h_kk are float32.
     Raises InputError, or BackendMissing without Triton.
     """
@@ -225,7 +226,7 @@ def _backward_op(
     k: Tensor, v: Tensor, g: Tensor, beta: Tensor, lamb: Tensor, h_kk: Tensor, h_kv: Tensor, x: Tensor,
     eps: float, max_steps: int, chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, g, beta, lamb, h_kk, h_kv, float32; e is the cotangent of the output, y the second solve."""
+    """Gradients of q, k, v, g, beta, lamb, h_kk, h_kv in float32; e is the output's cotangent, y the second solve."""
     plan = launch.plan(k, chunk_size)
     k, v, g, beta, lamb, h_kk, h_kv, e, d_kv = _tidy(k, v, g, beta, lamb, h_kk, h_kv, d_out.float(), d_kv)
     kk = launch.states(plan, k, k, g, beta, h_kk)
@@ -247,11 +248,9 @@ def _backward_op(
     # crosses its end, where forward and adjoint states meet.
     crossing = (kv * bar_kv).sum((-1, -2)) - (kk * bar_kk).sum((-1, -2))
     readers = (x * u).sum(-1) - (y * hx).sum(-1)
-    dg = (
-        _sums_to_chunk_end(readers - beta * d_beta, plan.chunk)
-        + crossing[:, :, 1:].mT.repeat_interleave(plan.chunk, 1)[:, : plan.time]
-    )
-    dg = dg.masked_fill(g == -torch.inf, 0.0)
+    dg = _sums_to_chunk_end(readers - beta * d_beta, plan.chunk)
+    dg = dg + crossing[:, :, 1:].mT.repeat_interleave(plan.chunk, 1)[:, : plan.time]
+    dg = dg.masked_fill(g.float().exp() == 0, 0.0)
     weight = beta.float()[..., None]
     d_lamb, first = -(y * x).sum((0, 1)), bar_kk[:, :, 0]
     dk = weight * (from_v - from_x - from_y)
@@ -275,9 +274,9 @@ def _sums_to_chunk_end(a: Tensor, chunk: int) -> Tensor:
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, g, beta, lamb, h_kk, h_kv, ctx.eps, ctx.max_steps, _, ctx.chunk_size = inputs
+    ctx.eps, ctx.max_steps, _, ctx.chunk_size = inputs[8:]
     ctx.dtypes = [tensor.dtype for tensor in inputs[:8]]
-    ctx.save_for_backward(k, v, g, beta, lamb, h_kk, h_kv, output[4])
+    ctx.save_for_backward(*inputs[1:8], output[4])
 
 
 def _backward(ctx: Any, d_out: Tensor, d_kk: Tensor, d_kv: Tensor, *_: Any) -> tuple[Any, ...]:

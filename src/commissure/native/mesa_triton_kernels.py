@@ -2,7 +2,7 @@
 
     states   S_j = exp(G_C) S_{j-1} + sum_i w_i a_i c_i^T             at every chunk boundary, float32
     outputs  o_t = d_t S^T q_t + sum_i M_ti (q_t . k_i) v_i           within a chunk, M_ti = zeta_ti beta_i [i <= t]
-    solve    (H_t + Lambda) x_t = q_t by conjugate gradients, all rows of a chunk at once, until the last row is done
+    solve    (H_t + Lambda) x_t = q_t by conjugate gradients, a chunk's tokens at once, until the last one is done
 
 G is the running sum of log gates inside a chunk.  Forward: d = exp(G), w = exp(G_C - G) beta.  Reverse (adjoint states,
 from the end of the sequence to its start) swaps the two and transposes M, without beta.  Chunks are the same in both
@@ -17,7 +17,7 @@ that -inf is exact, and the float64 sums stay small enough for every difference 
 | H_c, G_c^T (start of a chunk) | kk, kv (boundaries) |
 | p, r, delta, alpha | direction, residual, norm (squared), length |
 
-Not run on a GPU: equality tests run through Triton's interpreter; the compiler's output for sm_80 and sm_90 is checked
+Not run on a GPU: equality tests run through Triton's interpreter; the compiler's output for sm_75 and sm_90 is checked
 only for being produced and for the shared memory it asks for.
 """
 
@@ -202,7 +202,11 @@ def _chunk_matrix(
     ridge: tl.tensor,
     PRECISION: tl.constexpr,
 ) -> tl.tensor:
-    """Column t of the result is (H_t + Lambda) p_t, for all t of a chunk at once."""
+    """Column t of the result is (H_t + Lambda) p_t, for all t of a chunk at once.
+
+    Tokens are columns so that what stays (H, K) is spread over the warps and only p is copied to each; H and K are read
+    again in every step, because as values they would live in registers, twice with tf32x3, and most would spill.
+    """
     keys = _load_rows(k, rows, columns, T, H, D)
     score = tl.dot(keys, p, input_precision=PRECISION) * mask
     is_state = (columns < D)[:, None] & (columns < D)[None, :]
@@ -214,7 +218,7 @@ def _chunk_matrix(
 
 @triton.jit
 def _is_open(norm: tl.tensor, first_norm: tl.tensor, eps: tl.tensor) -> tl.tensor:
-    """Rows whose residual is above eps times the first one, all of them if eps is 0; not-a-number stays open."""
+    """Tokens whose residual is above eps times the first one, all of them if eps is 0; not-a-number stays open."""
     is_small = tl.sqrt(norm) <= eps * tl.sqrt(first_norm)
     return (eps == 0) | (is_small == 0)
 

@@ -47,7 +47,7 @@ def _kernels() -> ModuleType:
 def plan(q: Tensor, chunk_size: int | None) -> Plan:
     """Sizes of a call on q [batch, time, heads, dim]; by default 32 tokens a chunk.
 
-    Compiled for sm_80, the solve of 64 tokens spills 2.6 KB of registers a thread at 64 dimensions, of 32 tokens 0.5 KB,
+    Compiled for sm_80 at 64 dimensions, a solve of 64 tokens spills 2.6 KB of registers a thread, of 32 tokens 0.5 KB,
     of 16 none; but boundary states take dim^2 / chunk floats a token.  float32 products on tensor cores take three TF32
     products (`tf32x3`, float32 accuracy) from Ampere on; other devices multiply in plain float32.
     """
@@ -81,7 +81,8 @@ def states(
     with torch.cuda.device_of(a):
         _kernels().chunk_states_kernel[grid](
             a, c, g, beta, first, bounds, plan.time, plan.n_chunks, plan.heads, k, n,
-            REVERSE=reverse, BLOCK_T=plan.chunk, BLOCK_K=block_k, BLOCK_N=block_n, PRECISION=plan.precision, num_warps=4,
+            REVERSE=reverse, BLOCK_T=plan.chunk, BLOCK_K=block_k, BLOCK_N=block_n, PRECISION=plan.precision,
+            num_warps=4,
         )  # fmt: skip
     return bounds
 
