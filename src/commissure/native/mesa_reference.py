@@ -1,0 +1,60 @@
+"""The Mesa layer's solves one token after another with torch's dense factorization: slow, differentiable."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from commissure.core.errors import DegenerateError
+
+__all__ = ["mesa_solve_reference", "singular_system"]
+
+
+def mesa_solve_reference(
+    q: Float[Tensor, "batch time heads dim"],
+    k: Float[Tensor, "batch time heads dim"],
+    g: Float[Tensor, "batch time heads"],
+    beta: Float[Tensor, "batch time heads"],
+    lamb: Float[Tensor, "heads dim"],
+    h_kk: Float[Tensor, "batch heads dim dim"],
+    *,
+    dof: bool = False,
+) -> tuple[
+    Float[Tensor, "batch time heads dim"],
+    Float[Tensor, "batch heads dim dim"],
+    Float[Tensor, "batch time heads"] | None,
+]:
+    """`mesa_solve` written down as its definition.
+
+    >>> one = torch.ones(1, 1, 1)
+    >>> x, h_kk, dof = mesa_solve_reference(
+    ...     one[..., None], one[..., None], -one, one, one[0], one[..., None], dof=True
+    ... )
+    >>> [round(float(v), 4) for v in (x, h_kk, dof)]
+    [0.4223, 1.3679, 0.5777]
+    """
+    decay, regularizer = g.exp(), torch.diag_embed(lamb)
+    solutions, degrees = [], []
+    for t in range(q.shape[1]):
+        outer = k[:, t, :, :, None] * k[:, t, :, None, :]
+        h_kk = decay[:, t, :, None, None] * h_kk + beta[:, t, :, None, None] * outer
+        factor, info = torch.linalg.cholesky_ex(h_kk + regularizer)
+        is_bad = (info != 0) | ~torch.isfinite(factor).all(-1).all(-1)
+        if is_bad.any():
+            batch, head = is_bad.nonzero()[0].tolist()
+            raise singular_system(batch, t, head, h_kk.dtype)
+        solutions.append(torch.cholesky_solve(q[:, t, :, :, None], factor)[..., 0])
+        if dof:
+            degrees.append(torch.cholesky_solve(h_kk, factor).diagonal(dim1=-2, dim2=-1).sum(-1))
+    x = torch.stack(solutions, 1) if solutions else torch.zeros_like(q)
+    return x, h_kk, (torch.stack(degrees, 1) if degrees else torch.zeros_like(g)) if dof else None
+
+
+def singular_system(batch: int, time: int, head: int, dtype: torch.dtype) -> DegenerateError:
+    """The error of both twins."""
+    return DegenerateError(
+        f"H + diag(lamb) is not positive definite in {str(dtype).removeprefix('torch.')} at batch {batch}, "
+        f"time {time}, head {head}: raise lamb there, use float64, or check that g <= 0, beta >= 0, k is finite and "
+        "h_kk positive semidefinite"
+    )
