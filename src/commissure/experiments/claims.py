@@ -211,6 +211,36 @@ CLAIMS: tuple[Claim, ...] = (
         min_seeds=5,
     ),
     Claim(
+        id="mesa.mqar",
+        paper=_MESA,
+        statement="Trained alike, a Mesa model answers multi-query associative recall better than gated linear "
+        "attention and Gated DeltaNet, with as many pairs as its keys have dimensions and with more.",
+        quoted="as good as attention (figure only)",
+        gate=(
+            Bound("mesa_16", at_least=0.98),
+            Bound("over_gated_linear_16", at_least=0.02),
+            Bound("over_gated_deltanet_16", at_least=0.02),
+            Bound("over_gated_linear_24", at_least=0.02),
+            Bound("over_gated_deltanet_24", at_least=0.02),
+        ),
+        cost=Cost(smoke=20, quick=0, full=1500),
+        module="commissure.experiments.mesa_mqar",
+    ),
+    Claim(
+        id="mesa.lds",
+        paper=_MESA,
+        statement="One Mesa layer learns to identify a linear dynamical system in context, with a smaller error than "
+        "Gated DeltaNet and gated linear attention.",
+        quoted="not in the paper (the first mesa layer's task)",
+        gate=(
+            Bound("gated_deltanet_mean", at_least=1.2, side="low"),
+            Bound("gated_deltanet_late", at_least=2),
+            Bound("gated_linear_late", at_least=5, side="low"),
+        ),
+        cost=Cost(smoke=8, quick=0, full=300),
+        module="commissure.experiments.mesa_lds",
+    ),
+    Claim(
         id="mesa.speed",
         paper=_MESA,
         statement="On one CPU thread the exact layer, a Cholesky factorization a token, is several times faster than "

@@ -28,7 +28,7 @@ from commissure.core.mixer import SequenceMixer
 from commissure.core.rng import isolated
 from commissure.mesa.tasks import Task
 from commissure.mesa.tasks import task as find_task
-from commissure.nn.names import MixerFactory, mixer
+from commissure.nn.names import ROTARY, MixerFactory, mixer
 from commissure.nn.stack import Stack
 
 __all__ = ["ModelConfig", "TaskModel"]
@@ -130,9 +130,14 @@ class TaskModel(nn.Module):
             tensor.copy_(weights[name])
         return model.eval()
 
+    @staticmethod
+    def is_saved(path: str | Path) -> bool:
+        """Whether `path` is a file written by `save`."""
+        return Path(path).is_file() and {"model", "mixers", "task"} <= _read(Path(path))[0].keys()
+
     def _stack(self, mixers: Sequence[str | MixerFactory]) -> Stack:
         config, entries = self.config, list(islice(cycle(mixers), self.config.layers))
-        positions = config.positions or ("rotary" if "attention" in entries else "none")
+        positions = config.positions or ("rotary" if ROTARY.keys() & set(self.names) else "none")
         return Stack(
             entries, config.dim, vocab=self.task.vocab, heads=config.heads, head_dim=config.head_dim, mlp=config.mlp,
             mlp_ratio=config.mlp_ratio, positions=positions, tie=self.task.reads == "last", start_token=False,

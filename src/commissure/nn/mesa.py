@@ -145,8 +145,8 @@ def mesa_attention(
     >>> k = torch.eye(2, dtype=torch.float64).view(1, 2, 1, 2)  # two orthonormal keys: recall v beta / (beta + lamb)
     >>> v = torch.tensor([3.0, 5.0], dtype=torch.float64).view(1, 2, 1, 1)
     >>> gate = torch.zeros(1, 2, 1, dtype=torch.float64)
-    >>> mesa_attention(k, k, v, gate, gate + 1, torch.full((1, 2), 0.25).double()).output.flatten().tolist()
-    [2.4, 4.0]
+    >>> mesa_attention(k, k, v, gate, gate + 1, torch.full((1, 2), 0.25).double()).output.mul(10).round().flatten().tolist()
+    [24.0, 40.0]
     """
     check_cg(chunk_size, max_cg_steps, cg_eps, cg_init)
     forward, backward = solver_for(solver, q.device), solver_for(backward_solver or solver, q.device)

@@ -183,9 +183,9 @@ def _recur(a: Tensor, x: Tensor, first: Float[Tensor, "batch dim"]) -> Float[Ten
     length = math.isqrt(time - 1) + 1
     n_chunks = -(-time // length)
     fill = (0, 0, 0, n_chunks * length - time)
-    # Time within the chunk comes first: each step of the loops below works on one block of memory.
-    shape = batch, n_chunks, length, dim
-    a, x = (F.pad(t, fill).view(shape).transpose(0, 2).clone(memory_format=torch.contiguous_format) for t in (a, x))
+    # Copies (F.pad makes one even where it adds nothing) with the time within the chunk first: each step of the loops
+    # below works on one block of memory.
+    a, x = (F.pad(t, fill).view(batch, n_chunks, length, dim).transpose(0, 2).contiguous() for t in (a, x))
     for step in range(1, length):
         x[step].addcmul_(a[step], x[step - 1])
         a[step].mul_(a[step - 1])

@@ -6,8 +6,9 @@ Each sequence holds strings of one probabilistic automaton, separated by a separ
     each state: m ~ U{1..max_edges} edges with different symbols of the set, to random states, equally probable
     prompt: 10 to 20 strings from state 0, each 1 to 50 symbols
 
-The training and the test automata are disjoint sets (5,000 and 500), the same for every seed of a batch.  Automata are
-not minimized.  A string's end cannot be known, so in the test separators are not scored.
+The training and the test automata are disjoint sets (5,000 and 500), the same for every seed of a batch, and no two of
+them have the same language.  Automata are not minimized.  A string's end cannot be known, so in the test separators are
+not scored.
 """
 
 from __future__ import annotations
@@ -127,9 +128,9 @@ class RegBench(Config):
 
 @lru_cache(maxsize=8)
 def _automata(n_symbols: int, max_states: int, max_edges: int, count: int, seed: int) -> Automata:
-    """`count` different automata."""
+    """`count` automata, no two with the same language."""
     rng = generator(seed, "automata")
-    drawn = count + count // 10 + 50
+    drawn = count + count // 2 + 50
     n_states = rng.integers(_FEWEST, max_states + 1, (drawn, 1, 1))
     alphabet = distinct(rng, drawn, n_symbols, n_symbols)  # the first c of a random order
     sizes = rng.integers(_FEWEST, n_symbols + 1, drawn)
@@ -142,11 +143,31 @@ def _automata(n_symbols: int, max_states: int, max_edges: int, count: int, seed:
     order = np.where(exists, symbol, n_symbols).argsort(2, kind="stable")
     symbol = np.take_along_axis(np.where(exists, symbol, -1), order, 2)
     target = np.take_along_axis(np.where(exists, target, -1), order, 2)
-    edges = np.concatenate([symbol, target], 2).reshape(drawn, -1)
-    first = np.sort(np.unique(edges, axis=0, return_index=True)[1])[:count]
+    first = np.sort(np.unique(_languages(symbol, target), return_index=True)[1])[:count]
     if len(first) < count:
         raise InputError("n_train + n_test", count, f"at most the {len(first)} different automata of these sizes found")
     return Automata(symbol[first], target[first])
+
+
+def _languages(symbol: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """A 64-bit digest of the strings each automaton can give.
+
+    Two automata that allow the same strings of length 2 max_states allow the same of every length (Moore 1956); the
+    digest of a state is that of its symbols with the digests of the states behind them, so many times over.
+    """
+    rows = np.arange(len(symbol))[:, None, None]
+    digest = np.ones(symbol.shape[:2], np.uint64)
+    for _ in range(2 * symbol.shape[1]):
+        behind = _mix(digest[rows, target] + _mix((symbol + 1).astype(np.uint64)))
+        digest = _mix(np.where(symbol >= 0, behind, 0).sum(2, dtype=np.uint64))
+    return digest[:, 0]
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finalizer of splitmix64 (Steele, Lea & Flood 2014): every bit of the result depends on every bit of x."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def _strings(rng: np.random.Generator, automata: Automata, rows: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
