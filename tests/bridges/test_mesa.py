@@ -1,4 +1,4 @@
-"""The Mesa layer is regularized least squares: ridge, ridge with sample weights, recursive least squares; and it streams.
+"""The Mesa layer is regularized least squares: ridge, weighted ridge, recursive least squares; and it streams.
 
 With Lambda = lambda I the memory after t tokens is the ridge of the values on the keys so far, a token's weight its
 input gate times all later forget gates; float64, every solver.

@@ -141,9 +141,10 @@ def test_decoding_compares_the_layer_with_the_loop(monkeypatch: pytest.MonkeyPat
 
 def test_tables_print(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(bench, "_grid", lambda quick: [("benign", 1, 64, 8)])
+    monkeypatch.setattr(bench, "TWO_THREADS", ((64, 8),))
     monkeypatch.setattr(bench, "alternate", lambda contenders, **_: np.ones((len(contenders), 2)))
     bench.print_tables(bench.bench_tables())
     out = capsys.readouterr().out
-    for text in ("kernel beside sgemm(256)", "decoding one token", "forward and backward", "two threads", "literal"):
+    for text in ("kernel beside sgemm(256)", "decoding one token", "forward and backward", "2 threads", "literal"):
         assert text in out
     assert "The Cholesky kernel loses at none of these sizes." in out.replace("\n", " ")

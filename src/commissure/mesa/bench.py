@@ -31,8 +31,9 @@ from commissure.core.rng import torch_generator
 from commissure.mesa.rivals import best_cg, literal_cg, token_cg
 from commissure.native.mesa import mesa_solve
 from commissure.nn.linear_attention import gated_linear_attention
-from commissure.nn.mesa import MesaState, mesa_attention
+from commissure.nn.mesa import MesaState, Options, attend_mesa, mesa_attention
 from commissure.nn.mesa_reference import mesa_attention_reference
+from commissure.nn.mesa_solvers import CGOptions
 
 __all__ = [
     "CONTENDERS",
@@ -58,6 +59,7 @@ __all__ = [
 Gates = Literal["benign", "mixed"]
 OURS, RIVAL = "Cholesky kernel", "best CG-30"
 TAIL = 64  # last tokens, where H is worst conditioned, that errors are measured on
+TWO_THREADS = ((2048, 64), (2048, 128))  # (time, dim) also timed with two threads
 _LOGITS = (6.0, 4.5, 3.0, 0.8)
 
 
@@ -133,7 +135,8 @@ FLOORS = ("attention", "gated linear attention")
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True).transpose(1, 2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
 def operations(dim: int) -> float:
@@ -210,7 +213,7 @@ def bench_layer(
     run = train if backward else forward
     with _Threads(threads):
         spent = alternate(
-            [lambda contender=contender: run(contender) for contender in chosen.values()],  # type: ignore[misc]
+            [lambda contender=contender: run(contender) for contender in chosen.values()],
             repeats=repeats,
             clock=time_of(threads),
         )
@@ -249,8 +252,8 @@ def reference_tail(inputs: Inputs, *, tail: int = TAIL) -> Float[Tensor, "batch 
     start = max(0, q.shape[1] - tail)
     weight = beta[:, :start] * (g[:, :start].sum(1, keepdim=True) - g[:, :start].cumsum(1)).exp()
     state = MesaState(*(torch.einsum("bth,bthd,bthe->bhde", weight, k[:, :start], x[:, :start]) for x in (k, v)))
-    late = (x[:, start:] for x in (q, k, v, g, beta))
-    return mesa_attention_reference(*late, lamb, initial_state=state).output
+    q, k, v, g, beta = (x[:, start:] for x in (q, k, v, g, beta))
+    return mesa_attention_reference(q, k, v, g, beta, lamb, initial_state=state).output
 
 
 def relative(o: Tensor, exact: Tensor) -> float:
@@ -260,18 +263,15 @@ def relative(o: Tensor, exact: Tensor) -> float:
 
 @torch.no_grad()
 def bench_decode(*, batch: int, heads: int, dim: int, repeats: int = 40, seed: int = 0) -> DecodeRow:
-    """One token after 512 others, by the layer's own solver and by a loop of 30 CG steps on the state."""
+    """One token after 512 others: what a step of the layer runs, without checks, and a loop of 30 CG steps."""
     prefix, token = (draw(s, batch=batch, time=n, dim=dim, heads=heads) for s, n in ((seed, 512), (seed + 1, 1)))
     state = mesa_attention(*prefix).state
-
-    def mesa() -> object:
-        return mesa_attention(*token, initial_state=state)
-
-    def cg() -> object:
-        return token_cg(*token, state.h_kk, state.h_kv)
+    options = Options("cholesky", "cholesky", CGOptions())
 
     with _Threads(1):
-        ours, loop = alternate((mesa, cg), repeats=repeats)
+        ours, loop = alternate(
+            (lambda: attend_mesa(*token, state, options), lambda: token_cg(*token, *state)), repeats=repeats
+        )
     return DecodeRow(batch, heads, dim, 1e6 * float(np.median(ours)), 1e6 * float(np.median(loop)), spread(loop / ours))
 
 
@@ -307,9 +307,9 @@ def bench_tables(*, quick: bool = True, repeats: int = 3) -> dict[str, list[Any]
             size: Any = {"batch": batch, "time": length, "dim": dim, "gates": gates}
             rows = bench_layer(**size, names=names, backward=backward, repeats=repeats)
             tables[_title(rows[0])] = rows
-    for dim in (64, 128):
-        both = (OURS, "hybrid", RIVAL)
-        rows = bench_layer(batch=1, time=2048, dim=dim, names=both, threads=2, repeats=repeats)
+    for length, dim in TWO_THREADS:
+        exact = (OURS, "hybrid", RIVAL)
+        rows = bench_layer(batch=1, time=length, dim=dim, names=exact, threads=2, repeats=repeats)
         tables[_title(rows[0])] = rows
     return tables
 

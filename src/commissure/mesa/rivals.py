@@ -204,7 +204,7 @@ class _BestCG(torch.autograd.Function):
     CHUNK = 64
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, lamb: Tensor, steps: int
     ) -> Tensor:
         x = best_cg_solve(q, k, g, beta, lamb, steps=steps)
@@ -216,7 +216,7 @@ class _BestCG(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, d_o: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, d_o: Tensor) -> tuple[Tensor | None, ...]:
         x, k, v, g, beta, lamb, states = ctx.saved_tensors  # type: ignore[attr-defined]
         batch, _, heads, dim = x.shape
         size = _BestCG.CHUNK
