@@ -88,7 +88,9 @@ def read_checkpoint(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.
             part: tensors[f"{part}.{name}"] for part in ("step", "exp_avg", "exp_avg_sq") if f"{part}.{name}" in tensors
         }
         if state:
-            optimizer.state[parameter] = {part: distribute_like(t, parameter) for part, t in state.items()}
+            optimizer.state[parameter] = {  # the count of steps is a number on the CPU
+                part: t if part == "step" else distribute_like(t, parameter) for part, t in state.items()
+            }
     torch.set_rng_state(tensors["rng.cpu"])
     if _on_cuda(module):
         torch.cuda.set_rng_state(tensors["rng.cuda"])

@@ -168,8 +168,8 @@ def _score(run: Run, step: int, score: float, module: nn.Module, config: TrainCo
 
 
 def _is_stalled(run: Run, config: TrainConfig) -> bool:
-    """Whether the last validation closed `patience` of them without gain."""
-    if config.keep == "last" or not run.scores:
+    """Whether the last validation closed `patience` of them without gain; never where the last weights are kept."""
+    if not run.scores:
         return False
     return run.scores[-1][0] - run.best_step >= config.patience * config.validate_every
 

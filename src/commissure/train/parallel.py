@@ -109,12 +109,7 @@ def whole(tensor: Any) -> Tensor:
 
 
 def distribute_like(tensor: Tensor, like: Any) -> Tensor:
-    """A full tensor placed as `like` is: on its device and, where that is sharded, in its shards.
-
-    Scalars stay whole and on the CPU: they are the optimizer's step counts.
-    """
-    if tensor.ndim == 0 and like.ndim > 0:
-        return tensor
+    """A full tensor placed as `like` is: on its device and, where that is sharded, in its shards."""
     if _is_sharded(like):
         from torch.distributed.tensor import distribute_tensor
 
