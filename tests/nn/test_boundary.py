@@ -8,10 +8,11 @@ import torch
 import commissure.nn
 from commissure.core.errors import InputError
 from commissure.nn import Stack, mixer
+from commissure.nn.names import MIXERS as NAMES
 from commissure.nn.padding import last_elements, zero_padding
 
 MIXERS = [
-    *(pytest.param(lambda name=name: mixer(name, 6), id=name) for name in ("attention", "gru", "mamba", "s4d")),
+    *(pytest.param(lambda name=name: mixer(name, 6), id=name) for name in sorted(NAMES)),
     pytest.param(lambda: Stack(["gru"], 6), id="stack"),
 ]
 

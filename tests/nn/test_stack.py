@@ -161,7 +161,7 @@ DAMAGE = {
     "wrong shape": ({"change_weights": lambda w: w.update(head=torch.zeros(2, 2))}, r"shape \(7, 8\)"),
     "not finite": ({"change_weights": lambda w: w["head"].fill_(math.nan)}, "finite"),
     "no metadata": ({"metadata": False}, "Stack.save"),
-    "unknown mixer": ({"change_config": lambda c: c.update(mixers=["lstm"])}, "attention, gru, mamba, s4d"),
+    "unknown mixer": ({"change_config": lambda c: c.update(mixers=["lstm"])}, "attention, .*gru, mamba, .*s4d"),
     "unknown field": ({"change_config": lambda c: c.update(depth=3)}, "depth"),
     "bad value": ({"change_config": lambda c: c.update(dim=-1)}, "dim"),
 }
@@ -229,7 +229,7 @@ def test_the_learned_table_of_positions_ends():
 def test_mixer_by_name_or_factory():
     assert {name: type(mixer(name, 8)).__name__.lower() for name in ALL} == {name: name for name in ALL}
     assert mixer(lambda dim: GRU(dim, input_dim=2), 5).input_dim == 2
-    with pytest.raises(InputError, match="attention, gru, mamba, s4d"):
+    with pytest.raises(InputError, match=r"attention, .*gru, mamba, .*s4d"):
         mixer("transformer", 8)
     with pytest.raises(InputError, match="SequenceMixer"):
         mixer(lambda dim: torch.nn.Linear(dim, dim), 8)

@@ -24,6 +24,8 @@ VISION = {
 DRAWN_TOGETHER = [
     ("possm-direct", "possm-ss", "Wiener", "Kalman", "GRU", "MLP"),
     ("C++ engine", "torch engine", "window decoder"),
+    ("Mesa", "DeltaNet", "Gated DeltaNet", "gated linear attention", "attention"),
+    ("Cholesky kernel", "hybrid", "best CG-30", "CG to 1e-4", "gated linear attention", "attention"),
 ]
 
 

@@ -112,3 +112,39 @@ def test_errors() -> None:
     for bad in ({"steps": 0}, {"lr": 0.0}, {"warmup": 1.0}, {"clip": 0.0}, {"patience": 0}, {"epochs": 3}):
         with pytest.raises(InputError, match=f"TrainConfig.{next(iter(bad))}"):
             TrainConfig(**bad)
+
+
+def test_the_cosine_ends_at_the_final_rate() -> None:
+    config = TrainConfig(steps=100, warmup=0.0, final_lr=0.1)
+    factors = [learning_rate_factor(step, config) for step in range(100)]
+    assert factors == pytest.approx([0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * k / 100)) for k in range(100)])
+    assert factors[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_marked_and_chosen_parameters_do_not_decay() -> None:
+    module = nn.ParameterDict({name: nn.Parameter(torch.ones(2, 2)) for name in ("plain", "marked", "chosen")})
+    module["marked"]._no_weight_decay = True  # type: ignore[union-attr]
+    config = TrainConfig(steps=1, lr=0.1, warmup=0.0, weight_decay=0.5)
+    train(
+        module, lambda step: None, loss=lambda batch: 0 * sum(p.sum() for p in module.values()), config=config, seed=0,
+        decays=lambda name, parameter: name != "chosen",
+    )  # fmt: skip
+    assert {name: p.mean().item() for name, p in module.items()} == pytest.approx(
+        {"plain": 0.95, "marked": 1.0, "chosen": 1.0}
+    )
+
+
+def test_the_last_weights_are_kept_where_asked() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    seen = []
+
+    def validate() -> float:
+        seen.append(module.weight.item())
+        return -len(seen)
+
+    config = TrainConfig(steps=50, validate_every=5, patience=1, keep="last")
+    result = train(
+        module, lambda s: None, loss=lambda b: module.weight.square().sum(), config=config, seed=0, validate=validate
+    )
+    assert result.steps == 50
+    assert module.weight.item() == seen[-1] != seen[0]

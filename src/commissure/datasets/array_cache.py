@@ -5,8 +5,6 @@ The cache holds nothing that needs pickle, a file appears in one step, and a dam
 
 from __future__ import annotations
 
-import os
-import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from commissure.core.errors import CommissureWarning
+from commissure.core.files import replacing
 from commissure.datasets.catalog import find
 from commissure.datasets.fetching import cache_folder, fetch
 
@@ -49,10 +48,5 @@ def cached_arrays(
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **dict(arrays))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **dict(arrays))

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from commissure.core.errors import InputError
+from commissure.core.files import check_target
 
 __all__ = ["app"]
 
@@ -37,12 +38,6 @@ def open_recording(source: str, *, bin_s: float = 0.1) -> Any:
         known = ", ".join((*BINNED, MAZE))
         raise InputError("recording", source, f"an .npz file or one of {known}", "check the path")
     return SpikeRecording.load(source)
-
-
-def check_folder(output: Path) -> None:
-    """Refuse a file that cannot be written, before the work that would be lost."""
-    if output.is_dir() or not output.parent.is_dir():
-        raise InputError("output", str(output), "a file in an existing folder", "create the folder first")
 
 
 @app.command
@@ -75,7 +70,7 @@ def simulate(
     """
     from commissure.decode import simulate_reaching
 
-    check_folder(output)
+    check_target(output, "output")
     (recording,) = simulate_reaching(task, n_units=n_units, duration_s=duration_s, timing=timing, seed=seed)
     recording.save(output)
     _print(
@@ -123,7 +118,7 @@ def fit(
     from commissure.decode import POSSM, FitConfig
     from commissure.train.progress import progress_bar
 
-    check_folder(output)
+    check_target(output, "output")
     data = open_recording(recording)
     train, test = hold_out(data, test_fraction, seed)
     auxiliary = 0 if data.auxiliary is None or preset == "possm-ss" else data.auxiliary.shape[1]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from commissure.core.config import Config
 from commissure.core.errors import InputError, NotFittedError
+from commissure.core.files import replacing
 from commissure.core.mixer import State
 from commissure.core.rng import isolated, torch_generator
 from commissure.decode.backbone import Backbone, MixerFactory
@@ -35,7 +36,6 @@ from commissure.decode.fitting import fit_possm
 from commissure.decode.presets import FitConfig, POSSMConfig, preset
 from commissure.decode.readout import Readout
 from commissure.decode.recording import SpikeRecording, bin_count
-from commissure.decode.saving import replacing
 from commissure.decode.segments import check_times, check_units, score_within
 from commissure.decode.step_weights import step_weights
 from commissure.decode.windows import Batch, collate, cut_window

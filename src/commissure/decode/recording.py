@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from commissure.core.errors import CommissureWarning, InputError
+from commissure.core.files import replacing
 
 __all__ = ["BinnedSegment", "SpikeRecording", "bin_count", "bin_index", "inside_intervals"]
 
@@ -351,14 +352,8 @@ class SpikeRecording:
             if getattr(self, name) is not None:
                 arrays[name] = np.asarray(getattr(self, name), np.float64)
         arrays |= {f"epochs/{name}": intervals for name, intervals in self.epochs.items()}
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SpikeRecording:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from commissure.core.errors import InputError
-from commissure.decode.saving import replacing
+from commissure.core.files import replacing
 from commissure.decode.torch_step import TorchStep, TorchStepState
 from commissure.native.possm import PossmState, PossmStep
 

@@ -104,6 +104,7 @@ class Context:
 
 
 _POSSM = "POSSM (arXiv 2506.05320)"
+_MESA = "MesaNet (arXiv 2506.05233)"
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -162,5 +163,102 @@ CLAIMS: tuple[Claim, ...] = (
         gate=(Bound("max_error", at_most=1e-5), Bound("lost_chunks", at_most=0)),
         cost=Cost(smoke=4, quick=10, full=40),
         module="commissure.experiments.decode_stream",
+    ),
+    Claim(
+        id="mesa.in_context",
+        paper=_MESA,
+        statement="Without any training, the Mesa layer learns a linear map in context with a far smaller error at "
+        "fresh queries than one gradient step a token (DeltaNet) or a sum of outer products (linear attention).",
+        quoted="optimal at every token, by construction",
+        gate=(
+            Bound("delta_isotropic", at_least=20, side="low"),
+            Bound("linear_isotropic", at_least=50, side="low"),
+            Bound("delta_power_law", at_least=10, side="low"),
+        ),
+        cost=Cost(smoke=2, quick=8, full=40),
+        module="commissure.experiments.mesa_in_context",
+        min_seeds=5,
+    ),
+    Claim(
+        id="mesa.recall",
+        paper=_MESA,
+        statement="Shown once, as many pairs as the key has dimensions are all recalled, and twice as many still far "
+        "better than by DeltaNet or gated linear attention at their best settings.",
+        quoted="best recurrent layer on recall (trained models)",
+        gate=(
+            Bound("mesa_32", at_least=0.999),
+            Bound("mesa_64", at_least=0.95),
+            Bound("lead_64", at_least=0.1, side="low"),
+        ),
+        cost=Cost(smoke=2, quick=8, full=40),
+        module="commissure.experiments.mesa_recall",
+        min_seeds=5,
+    ),
+    Claim(
+        id="mesa.compute_curve",
+        paper=_MESA,
+        statement="More conjugate-gradient steps bring the exact answer nearer, late tokens need more of them, and a "
+        "relative stop at 1e-4 spends them where they are needed.",
+        quoted="1e-4 as good as 30 steps with about 9 on average",
+        gate=(
+            Bound("largest_ratio", at_most=1),
+            Bound("late_over_early", at_least=1, side="low"),
+            Bound("eps_excess", at_most=0.01),
+            Bound("eps_steps", at_most=15),
+        ),
+        cost=Cost(smoke=2, quick=10, full=80),
+        module="commissure.experiments.mesa_compute_curve",
+        min_seeds=5,
+    ),
+    Claim(
+        id="mesa.mqar",
+        paper=_MESA,
+        statement="Trained alike, a Mesa model answers multi-query associative recall better than gated linear "
+        "attention and Gated DeltaNet, with as many pairs as its keys have dimensions and with more.",
+        quoted="as good as attention (figure only)",
+        gate=(
+            Bound("mesa_16", at_least=0.98),
+            Bound("over_gated_linear_16", at_least=0.02),
+            Bound("over_gated_deltanet_16", at_least=0.02),
+            Bound("over_gated_linear_24", at_least=0.02),
+            Bound("over_gated_deltanet_24", at_least=0.02),
+        ),
+        cost=Cost(smoke=20, quick=0, full=1500),
+        module="commissure.experiments.mesa_mqar",
+    ),
+    Claim(
+        id="mesa.lds",
+        paper=_MESA,
+        statement="One Mesa layer learns to identify a linear dynamical system in context, with a smaller error than "
+        "Gated DeltaNet and gated linear attention.",
+        quoted="not in the paper (the first mesa layer's task)",
+        gate=(
+            Bound("gated_deltanet_mean", at_least=1.2, side="low"),
+            Bound("gated_deltanet_late", at_least=2),
+            Bound("gated_linear_late", at_least=5, side="low"),
+        ),
+        cost=Cost(smoke=8, quick=0, full=300),
+        module="commissure.experiments.mesa_lds",
+    ),
+    Claim(
+        id="mesa.speed",
+        paper=_MESA,
+        statement="On one CPU thread the exact layer, a Cholesky factorization a token, is several times faster than "
+        "the best batched 30 steps of conjugate gradients, and 20 times when decoding.",
+        quoted="30 steps of conjugate gradients (on a GPU)",
+        gate=(
+            Bound("forward_64", at_least=6),
+            Bound("forward_128", at_least=2.5),
+            Bound("training_64", at_least=5),
+            Bound("hybrid_mixed", at_least=2),
+            Bound("error", at_most=1e-5),
+            Bound("decode", at_least=20),
+            Bound("of_sgemm_64", at_least=0.55),
+            Bound("of_sgemm_128", at_least=0.45),
+        ),
+        cost=Cost(smoke=5, quick=19, full=240),
+        module="commissure.experiments.mesa_speed",
+        min_seeds=5,
+        exclusive=True,
     ),
 )

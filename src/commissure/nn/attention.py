@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from commissure.core.errors import InputError
+from commissure.nn.heads import head_sizes
 from commissure.nn.padding import check_sequence, check_step, last_elements, zero_padding
 from commissure.nn.rotary import rotary_angles, rotate
 
@@ -54,12 +55,9 @@ class Attention(nn.Module):
         rotary: bool = False,
     ) -> None:
         super().__init__()
-        heads = max(1, dim // 64) if heads is None else heads
-        if dim < 1 or heads < 1:
-            raise InputError("dim, heads", (dim, heads), "integers >= 1")
-        head_dim = dim // heads if head_dim is None else head_dim
-        if head_dim < 1 or (rotary and head_dim % 2):
-            raise InputError("head_dim", head_dim, "an integer >= 1, even with rotary positions")
+        heads, head_dim = head_sizes(dim, heads, head_dim)
+        if rotary and head_dim % 2:
+            raise InputError("head_dim", head_dim, "an even integer with rotary positions")
         if window is not None and window < 1:
             raise InputError("window", window, "an integer >= 1, or None to attend to everything seen")
         self.dim, self.heads, self.head_dim, self.window, self.rotary = dim, heads, head_dim, window, rotary

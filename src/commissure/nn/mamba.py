@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from commissure.core.errors import InputError
+from commissure.nn.convolution import causal_convolution
 from commissure.nn.padding import check_sequence, check_step, last_elements, zero_padding
 
 __all__ = ["Mamba", "MambaState", "selective_scan", "selective_scan_reference"]
@@ -85,7 +86,7 @@ class Mamba(nn.Module):
         check_step(x_t, self.dim, state)
         signal, gate = self.in_proj(x_t).chunk(2, -1)
         window = torch.cat([state.inputs, signal[:, None]], 1)
-        u = F.silu((window * self.conv_weight.t()).sum(1) + self.conv_bias)
+        u = F.silu(causal_convolution(window, self.conv_weight, self.conv_bias)[:, 0])
         dt, b, c = self._select(u)
         decay = torch.exp(dt[:, None] * -self.log_decay.exp())
         hidden = decay * state.hidden + b[:, :, None] * (dt * u)[:, None]
@@ -107,7 +108,7 @@ class Mamba(nn.Module):
             return x.new_zeros(batch, time, self.dim), state
         signal, gate = self.in_proj(zero_padding(x, lengths)).chunk(2, -1)
         history = torch.cat([state.inputs, signal], 1)
-        u = F.silu(self._convolve(history, time))
+        u = F.silu(causal_convolution(history, self.conv_weight, self.conv_bias))
         dt, b, c = self._select(u)
         # A step with dt = 0 keeps the state, so padding needs nothing else.
         dt = zero_padding(dt, lengths)
@@ -116,16 +117,6 @@ class Mamba(nn.Module):
         past = self.d_conv - 1
         inputs = history[:, time:] if lengths is None else last_elements(history, lengths + past, past)
         return self.out_proj(y), MambaState(inputs, hidden)
-
-    def _convolve(
-        self, history: Float[Tensor, "batch past_time inner"], time: int
-    ) -> Float[Tensor, "batch time inner"]:
-        """The depthwise convolution as d_conv shifted products: faster than a grouped Conv1d, and no transposes."""
-        taps = self.conv_weight.t()
-        y = torch.addcmul(self.conv_bias, history[:, :time], taps[0])
-        for k in range(1, self.d_conv):
-            y = torch.addcmul(y, history[:, k : k + time], taps[k])
-        return y
 
     def _select(self, u: Float[Tensor, "*batch inner"]) -> tuple[Tensor, Tensor, Tensor]:
         """Step size, input and output vectors chosen by the element itself."""

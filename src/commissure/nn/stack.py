@@ -27,8 +27,7 @@ from commissure.core.config import Config
 from commissure.core.errors import InputError
 from commissure.core.mixer import SequenceMixer, State
 from commissure.core.rng import isolated
-from commissure.nn.attention import Attention
-from commissure.nn.names import MixerFactory, mixer
+from commissure.nn.names import ROTARY, MixerFactory, mixer
 from commissure.nn.padding import check_batch, check_lengths, check_sequence, check_step, valid, zero_padding
 
 __all__ = ["Stack", "StackConfig", "StackState"]
@@ -116,10 +115,10 @@ class Stack(nn.Module):
 
     `vocab=None`: a backbone, (batch, time, dim) to the same, a `SequenceMixer`.  `vocab=V`: a predictor on tokens;
     `log_probs` gives (batch, time + 1, V), `forward` and `step` the log-probabilities of the token after each one.
-    `heads`, `head_dim`: of blocks named "attention".  `positions`: "none", "rotary" (turns attention's queries and
-    keys) or an integer, the size of a learned table added to the input.  `tie`: the output matrix is the embedding.
-    `embed_scale` multiplies embeddings, `soft_cap` = c bounds logits to (-c, c).  `start_token`: a learned start
-    vector, so that position 0 of `log_probs` is the prior.
+    `heads`, `head_dim`: of every named mixer that has heads.  `positions`: "none", "rotary" (turns the queries and keys
+    of "attention" and "sliding_window") or an integer, the size of a learned table added to the input.  `tie`: the
+    output matrix is the embedding.  `embed_scale` multiplies embeddings, `soft_cap` = c bounds logits to (-c, c).
+    `start_token`: a learned start vector, so that position 0 of `log_probs` is the prior.
 
     >>> model = Stack(["gru", "attention"], 8, vocab=5)
     >>> model.log_probs(torch.tensor([[1, 2, 3]])).exp().sum(-1).shape
@@ -328,17 +327,16 @@ def _bundle_type(n_blocks: int) -> type:
 
 
 def _check_combination(config: StackConfig) -> None:
-    if config.positions == "rotary" and "attention" not in config.mixers:
-        raise InputError("positions", "rotary", "a block named 'attention' to turn", "use positions='none'")
+    if config.positions == "rotary" and not ROTARY.keys() & set(config.mixers):
+        allowed = f"a block named {' or '.join(map(repr, ROTARY))} to turn"
+        raise InputError("positions", "rotary", allowed, "use positions='none'")
     if config.vocab is None and (config.tie or config.soft_cap is not None or config.embed_scale != 1.0):
         raise InputError("vocab", None, "a vocabulary where tie, soft_cap or embed_scale is given")
 
 
 def _make(entry: str | MixerFactory, config: StackConfig) -> SequenceMixer:
-    if entry != "attention":
-        return mixer(entry, config.dim)
-    is_rotary = config.positions == "rotary"
-    return Attention(config.dim, heads=config.heads, head_dim=config.head_dim, rotary=is_rotary)
+    rotary = config.positions == "rotary"
+    return mixer(entry, config.dim, heads=config.heads, head_dim=config.head_dim, rotary=rotary)
 
 
 def _norm(config: StackConfig) -> nn.Module:

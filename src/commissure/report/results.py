@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from commissure.core.errors import BackendMissing, InputError
+from commissure.core.files import replacing
 
 __all__ = ["VERDICTS", "Bound", "Budget", "Entry", "Report", "Row", "Verdict", "number"]
 
@@ -184,9 +185,8 @@ class Report:
 def write_whole(path: Path, text: str) -> Path:
     """Write a text file so that no reader ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
     return path
 
 

@@ -34,6 +34,15 @@ COLORS: Mapping[str, str] = MappingProxyType(
         "C++ engine": "#00967a",
         "torch engine": "#b8500a",
         "window decoder": "#8660d0",
+        "Mesa": "#2f5fe8",
+        "DeltaNet": "#c23a00",
+        "Gated DeltaNet": "#0097d6",
+        "gated linear attention": "#ab9200",
+        "attention": "#858b94",
+        "Cholesky kernel": "#2f5fe8",
+        "hybrid": "#0097d6",
+        "best CG-30": "#c23a00",
+        "CG to 1e-4": "#c2188a",
     }
 )
 

@@ -1,0 +1,339 @@
+"""`commissure mesa`: fit, eval, bench, show.
+
+Under torchrun the same `fit` trains with several processes:
+torchrun --nproc-per-node=2 -m commissure.cli mesa fit --parallel ddp ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from commissure.core.errors import InputError
+from commissure.core.files import check_target
+
+__all__ = ["app"]
+
+app = App(name="mesa", help="The mesa layer: train and measure sequence models.")
+
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+Sizes = Annotated[tuple[str, ...], Parameter(name="--size", consume_multiple=True, negative="")]
+
+
+@app.command
+def fit(
+    *,
+    out: Path,
+    task: str = "mqar",
+    size: Sizes = (),
+    mixer: str = "mesa",
+    steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    final_lr: float | None = None,
+    weight_decay: float | None = None,
+    examples: int | None = None,
+    evaluate_every: int | None = None,
+    dim: int | None = None,
+    layers: int | None = None,
+    heads: int | None = None,
+    head_dim: int | None = None,
+    mlp: Literal["gelu", "swiglu", "none"] | None = None,
+    alone: bool = False,
+    seed: int = 0,
+    checkpoint_every: int | None = None,
+    parallel: Literal["single", "ddp", "fsdp"] = "single",
+    device: str = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train a sequence model on a task, write it to OUT (.safetensors), print its score on the test split.
+
+    Parameters
+    ----------
+    out
+        File to write.
+    task
+        mqar, in_context_recall, noisy_recall, fuzzy_recall, memorization, compression, selective_copying, regbench,
+        regression, lds or wikitext2 (text as bytes).
+    size
+        Sizes of the task, as n_pairs=16 length=64 vocab=128; default the published ones.
+    mixer
+        The name of a mixer, several with commas between (they take turns), or a whole model: mesanet-140m,
+        mesanet-440m, mesanet-940m, hawk-mesanet-140m, ...
+    steps
+        Training steps; default 600.
+    batch_size
+        Sequences a step, over all processes; default 32.
+    lr
+        Peak learning rate; default 0.005.
+    final_lr
+        Where the cosine ends, as a fraction of the peak; default 0.
+    weight_decay
+        AdamW's, of matrices; default 0.
+    examples
+        Size of the training set; default: new sequences in every step.
+    evaluate_every
+        Steps between evaluations; default 100.
+    dim
+        Width; default 64.
+    layers
+        Blocks; default 2.
+    heads
+        Heads of mixers that have them; default 2.
+    head_dim
+        Their width; default 16.
+    mlp
+        Position-wise networks; default none.
+    alone
+        One mixer without embedding, norms and residual (tasks of vectors).
+    seed
+        Draws the weights and the batches.
+    checkpoint_every
+        Write OUT.training every so many steps; a run that was killed goes on from it.
+    parallel
+        ddp or fsdp under torchrun.
+    device
+        cpu or cuda.
+    as_json
+        Print one JSON object.
+    """
+    from commissure.mesa.fit import FitConfig
+    from commissure.mesa.fit import fit as train_on
+    from commissure.mesa.model import ModelConfig
+    from commissure.train import Checkpoint, joined
+
+    check_target(out, "out")
+    if parallel == "single" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("parallel", parallel, "'ddp' or 'fsdp' for a command started by torchrun")
+    model = ModelConfig(**_given(dim=dim, layers=layers, heads=heads, head_dim=head_dim, mlp=mlp), alone=alone)
+    config = FitConfig(
+        **_given(
+            steps=steps, batch_size=batch_size, lr=lr, final_lr=final_lr, weight_decay=weight_decay,
+            examples=examples, validate_every=evaluate_every,
+        )
+    )  # fmt: skip
+    chosen, training = open_task(task, size), out.with_name(out.name + ".training")
+    checkpoint = None if checkpoint_every is None else Checkpoint(training, _positive(checkpoint_every))
+    start = time.process_time()
+    with joined(parallel) as processes, _progress(processes.rank == 0) as report:
+        result = train_on(
+            chosen, mixer.split(","), model=model, config=config, seed=seed, device=_device(device),
+            progress=report, checkpoint=checkpoint, processes=processes,
+        )  # fmt: skip
+        if processes.rank != 0:
+            return
+        result.model.save(out)
+        training.unlink(missing_ok=True)
+    found = {
+        "model": str(out),
+        "parameters": sum(p.numel() for p in result.model.parameters()),
+        "loss": result.losses[-1],
+        "evaluations": [list(pair) for pair in result.evaluations],
+        "cpu_s": time.process_time() - start,
+    }
+    _report(found | _measured(result.final), as_json)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Path,
+    /,
+    *,
+    task: str | None = None,
+    size: Sizes = (),
+    sequences: int = 1024,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Print accuracy or mean squared error on the test split, in all and by position.
+
+    Parameters
+    ----------
+    model
+        A file written by `mesa fit`.
+    task
+        Another task than the one it was trained on.
+    size
+        Sizes that differ from those it was trained with.
+    sequences
+        How many to measure.
+    seed
+        Draws them.
+    as_json
+        Print one JSON object.
+    """
+    from commissure.mesa.fit import evaluate as measure
+    from commissure.mesa.model import TaskModel
+
+    trained = TaskModel.load(model)
+    chosen = trained.task
+    if task is not None and task != chosen.name:
+        chosen = open_task(task, size)
+    elif size:
+        chosen = open_task(chosen.name, size, **chosen.model_dump())
+    for what in ("vocab", "input_dim", "output_dim", "reads"):
+        own, other = getattr(trained.task, what), getattr(chosen, what)
+        if own != other:
+            raise InputError(
+                "task", f"{chosen.name} with {what} = {other}", f"a task with {what} = {own}, as the model"
+            )
+    found = measure(trained, chosen, seed=seed, n_sequences=_positive(sequences, "sequences"))
+    _report({"task": chosen.name, **chosen.model_dump()} | _measured(found), as_json)
+
+
+@app.command
+def bench(*, full: bool = False, repeats: int = 3, as_json: Json = False) -> None:
+    """Time the mesa layer's solvers against conjugate gradients and attention; print ratios with their ranges.
+
+    Parameters
+    ----------
+    full
+        Every size; else the few that matter.
+    repeats
+        Turns of each contender.
+    as_json
+        Print the rows as JSON.
+    """
+    from dataclasses import asdict
+
+    from commissure.mesa.bench import bench_tables, print_tables
+
+    tables = bench_tables(quick=not full, repeats=_positive(repeats, "repeats"))
+    if as_json:
+        _print(json.dumps({name: [asdict(row) for row in rows] for name, rows in tables.items()}))
+    else:
+        print_tables(tables)
+
+
+@app.command
+def show(
+    model: Path,
+    /,
+    *,
+    out: Path | None = None,
+    sequences: int = 4,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Print what each mesa head does on test sequences: gates, Lambda, condition number, steps; draw it to OUT (.svg).
+
+    Parameters
+    ----------
+    model
+        A file written by `mesa fit` or `Stack.save`, or a folder written by `save_pretrained`.
+    out
+        Figure to write.
+    sequences
+        How many to look at.
+    seed
+        Draws them.
+    as_json
+        Print the rows as JSON.
+    """
+    from dataclasses import asdict
+
+    from commissure.mesa import show as showing
+    from commissure.mesa.model import TaskModel
+
+    if out is not None:
+        check_target(out, "out")
+    if TaskModel.is_saved(model):
+        trained = TaskModel.load(model)
+        inputs = trained.task.batch(seed, _positive(sequences, "sequences"), split="test").inputs
+        rows = showing.inspect(trained, inputs)
+    else:
+        rows = showing.show(model, n_texts=_positive(sequences, "sequences"), seed=seed)
+    if out is not None:
+        _draw(rows, out)
+    if as_json:
+        _print(json.dumps([asdict(row) for row in rows]))
+        return
+    _print(f"{'layer':24} head   gamma    beta  lambda      cond  steps    dof")
+    for row in rows:
+        _print(
+            f"{row.layer:24} {row.head:4} {row.gamma_mean:7.4f} {row.beta_mean:7.4f} {row.lambda_mean:7.3f} "
+            f"{row.condition_number:9.3g} {row.cg_steps:6.1f} {row.effective_dof[-1]:6.1f}"
+        )
+
+
+def open_task(name: str, sizes: tuple[str, ...], **defaults: Any) -> Any:
+    """The task of this name with `sizes` given as NAME=VALUE."""
+    from commissure.mesa.tasks import task
+
+    given = dict(defaults)
+    for entry in sizes:
+        key, equals, value = entry.partition("=")
+        if not equals:
+            raise InputError("size", entry, "NAME=VALUE, as n_pairs=16")
+        try:
+            given[key] = json.loads(value)
+        except json.JSONDecodeError:
+            given[key] = value
+    return task(name, **given)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _positive(value: int, name: str = "checkpoint_every") -> int:
+    if value < 1:
+        raise InputError(name, value, "an integer >= 1")
+    return value
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError("device", name, "a device of this machine, as cpu", str(error).splitlines()[0]) from None
+
+
+def _progress(is_first: bool) -> Any:
+    """The progress bar in the first process, nothing in the others."""
+    from contextlib import nullcontext
+
+    from commissure.train.progress import progress_bar
+
+    return progress_bar("fit") if is_first else nullcontext()
+
+
+def _measured(evaluation: Any) -> dict[str, Any]:
+    """An evaluation under the name of its metric."""
+    rest = {name: value for name, value in evaluation.to_dict().items() if value is not None}
+    return {rest.pop("metric"): rest.pop("value"), **rest}
+
+
+def _draw(rows: list[Any], out: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from commissure.core.files import replacing
+    from commissure.mesa.show import draw
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    draw(rows, figure.subplots())
+    with replacing(out) as partial:
+        figure.savefig(partial, format="svg")
+
+
+def _report(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print(json.dumps(result))
+        return
+    for name, value in result.items():
+        if name == "by_position":
+            continue  # one number a position: for --json
+        shown = ", ".join(f"{step}: {v:.4f}" for step, v in value) if isinstance(value, list) else value
+        _print(f"{name:16} {shown:.4f}" if isinstance(shown, float) else f"{name:16} {shown}")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")

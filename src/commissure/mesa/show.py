@@ -1,0 +1,183 @@
+"""What each Mesa head of a model does with a text: how long it remembers, how ill-conditioned it is, what it costs.
+
+    gamma_t, beta_t, Lambda        kappa = cond(H_T + Lambda)        dof_t = tr H_t (H_t + Lambda)^-1
+
+Trained MesaNets have two kinds of heads: one or two a layer with gamma near 1, whose condition number and conjugate
+gradient steps grow with the text, and the rest, which forget and stay cheap.  von Oswald et al., arXiv 2506.05233,
+section 5, appendix O and figure 14.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from commissure.core.errors import InputError
+from commissure.core.rng import torch_generator
+from commissure.nn.mesa import MesaLayer, mesa_attention
+from commissure.nn.stack import Stack
+
+__all__ = ["MesaHead", "draw", "inspect", "open_model", "show"]
+
+
+@dataclass(frozen=True)
+class MesaHead:
+    """One head; means and quantiles over tokens and texts, `condition_number` the median over texts at their end.
+
+    `gamma_quantiles` are at 5, 50 and 95 %; `cg_steps` is the mean per token to the residual asked for;
+    `effective_dof[i]`, at most head_dim, is the mean at the `positions[i]`-th token.
+    """
+
+    layer: str
+    head: int
+    gamma_mean: float
+    gamma_quantiles: tuple[float, float, float]
+    beta_mean: float
+    lambda_min: float
+    lambda_mean: float
+    lambda_max: float
+    condition_number: float
+    cg_steps: float
+    positions: tuple[int, ...]
+    effective_dof: tuple[float, ...]
+
+
+class Call(NamedTuple):
+    """What a layer was called with."""
+
+    x: Float[Tensor, "batch time dim"]
+    state: Any
+
+
+def inspect(model: nn.Module, tokens: Tensor, *, eps: float = 1e-4) -> list[MesaHead]:
+    """Run `model(tokens)` and look into every `MesaLayer` on the way: one row a head, layers in the model's order.
+
+    `tokens` is whatever the model takes; `eps` the relative residual at which conjugate gradients stop.  Raises
+    `InputError` for a model without Mesa layers and for an empty input.
+
+    >>> layer = MesaLayer(8, heads=2, head_dim=4)
+    >>> rows = inspect(layer, torch.ones(1, 5, 8))
+    >>> [(row.head, row.lambda_mean, row.positions) for row in rows]
+    [(0, 1.0, (1, 2, 4, 5)), (1, 1.0, (1, 2, 4, 5))]
+    """
+    if not 0 < eps < 1:
+        raise InputError("eps", eps, "a number in (0, 1), relative to the first residual")
+    if tokens.ndim < 2 or tokens.shape[0] < 1 or tokens.shape[1] < 1:
+        raise InputError("tokens", tuple(tokens.shape), "shape (batch, time, ...), at least one token")
+    with torch.no_grad():
+        calls = _record(model, tokens)
+        return [row for name, (layer, call) in calls.items() for row in _heads(name, layer, call, eps)]
+
+
+def show(
+    source: str | Path | nn.Module,
+    tokens: Int[Tensor, "batch time"] | None = None,
+    *,
+    eps: float = 1e-4,
+    n_tokens: int = 256,
+    n_texts: int = 4,
+    seed: int = 0,
+) -> list[MesaHead]:
+    """`inspect` for a model or a checkpoint's path; without `tokens`, on texts drawn uniformly from the vocabulary."""
+    model = source if isinstance(source, nn.Module) else open_model(source)
+    if tokens is None:
+        vocabs = [module.config.vocab for module in model.modules() if isinstance(module, Stack)]
+        if not vocabs or vocabs[0] is None:
+            raise InputError("tokens", None, "the model's input", "this model has no vocabulary to draw from")
+        tokens = torch.randint(vocabs[0], (n_texts, n_tokens), generator=torch_generator(seed, "show"))
+    return inspect(model, tokens, eps=eps)
+
+
+def open_model(path: str | Path) -> nn.Module:
+    """A file written by `Stack.save`, or a folder written by `save_pretrained` (needs the extra `hf`)."""
+    if not Path(path).is_dir():
+        return Stack.load(path)
+    if not (Path(path) / "config.json").is_file():
+        raise InputError("path", str(path), "a folder written by save_pretrained, with its config.json")
+    from commissure.mesa.hf import MesaNetForCausalLM
+
+    return MesaNetForCausalLM.from_pretrained(path).eval()
+
+
+def draw(rows: list[MesaHead], axes: Any) -> None:
+    """Condition number over the median gamma, one point a head, its size the conjugate gradient steps.
+
+    `axes` are matplotlib's, in whatever style the caller has set; 1 - gamma is drawn, logarithmically.
+    """
+    forgetting = [max(1 - row.gamma_quantiles[1], 1e-6) for row in rows]
+    axes.scatter(forgetting, [row.condition_number for row in rows], s=[4 * row.cg_steps for row in rows], alpha=0.6)
+    axes.set(xscale="log", yscale="log", xlabel="1 - median γ (1/tokens)", ylabel="condition number of H + Λ")
+
+
+def _record(model: nn.Module, tokens: Tensor) -> dict[str, tuple[MesaLayer, Call]]:
+    """The input of every Mesa layer while the model runs once."""
+    calls: dict[str, tuple[MesaLayer, Call]] = {}
+
+    def recorder(name: str) -> Any:
+        def hook(layer: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+            assert isinstance(layer, MesaLayer)
+            state = arguments[1] if len(arguments) > 1 else options.get("state")
+            calls[name] = (layer, Call(arguments[0], state))
+
+        return hook
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, MesaLayer)}
+    if not layers:
+        raise InputError("model", type(model).__name__, "a module with at least one MesaLayer inside")
+    handles = [layer.register_forward_pre_hook(recorder(name), with_kwargs=True) for name, layer in layers.items()]
+    try:
+        model(tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _heads(name: str, layer: MesaLayer, call: Call, eps: float) -> list[MesaHead]:
+    """The rows of one layer; the solver's own settings do not matter here."""
+    q, k, v, g, beta, lamb, _ = layer.project(call.x, call.state, None)
+    memory = None if call.state is None else call.state.memory
+    steps = 10 * q.shape[-1]  # rounding may need more than the D steps of exact arithmetic
+    found = mesa_attention(
+        q, k, v, g, beta, lamb, initial_state=memory, solver="cg", cg_eps=eps, max_cg_steps=steps, return_info=True
+    )
+    assert found.info is not None
+    gamma = g.double().exp().flatten(0, 1)
+    levels = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64, device=g.device)
+    quantiles = gamma.quantile(levels, dim=0)
+    spectrum = torch.linalg.eigvalsh(found.state.h_kk.double() + lamb.double().diag_embed())
+    conditions = (spectrum[..., -1] / spectrum[..., 0]).quantile(0.5, dim=0)
+    dof = found.info.dof.double().mean(0)
+    positions = _positions(q.shape[1])
+    return [
+        MesaHead(
+            layer=name,
+            head=head,
+            gamma_mean=float(gamma[:, head].mean()),
+            gamma_quantiles=(float(quantiles[0, head]), float(quantiles[1, head]), float(quantiles[2, head])),
+            beta_mean=float(beta[..., head].double().mean()),
+            lambda_min=float(lamb[head].min()),
+            lambda_mean=float(lamb[head].double().mean()),
+            lambda_max=float(lamb[head].max()),
+            condition_number=float(conditions[head]),
+            cg_steps=float(found.info.cg_steps[..., head].double().mean()),
+            positions=positions,
+            effective_dof=tuple(float(dof[position - 1, head]) for position in positions),
+        )
+        for head in range(q.shape[2])
+    ]
+
+
+def _positions(time: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and the last.
+
+    >>> _positions(5)
+    (1, 2, 4, 5)
+    """
+    powers = [1 << exponent for exponent in range(time.bit_length()) if 1 << exponent < time]
+    return (*powers, time)

@@ -1,0 +1,137 @@
+"""What `mesa_attention` refuses at its boundary: one reduction a tensor where all is well, a search where it is not.
+
+The order is cheap first: a sum is finite only if every element is (a finite sum that overflows is looked at again), the
+extremes of the gates tell NaN as well.  Initial states are symmetrized and must be positive semidefinite to rounding.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from commissure.core.errors import CommissureWarning, InputError
+from commissure.nn.linear_attention import check_shapes
+
+__all__ = ["check_cg", "check_operands", "check_state", "sequence_bounds"]
+
+FIRST_GUESSES = ("diag", "zero", "query")
+# Rounding leaves H unsymmetric and its least eigenvalue below zero by far less than this part of its largest entry.
+STATE_TOLERANCE = 1e-5
+
+
+def check_cg(chunk_size: int, max_steps: int, eps: float, init: str) -> None:
+    """Raise `InputError` unless conjugate gradients can run so."""
+    if chunk_size < 1:
+        raise InputError("chunk_size", chunk_size, "an integer >= 1")
+    if max_steps < 0:
+        raise InputError("max_cg_steps", max_steps, "an integer >= 0")
+    if not 0.0 <= eps < 1.0:
+        raise InputError("cg_eps", eps, "a number in [0, 1): the relative residual to stop at, 0 for a fixed count")
+    if init not in FIRST_GUESSES:
+        raise InputError("cg_init", init, f"one of {', '.join(FIRST_GUESSES)}")
+
+
+def check_operands(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, lamb: Tensor) -> None:
+    """Raise `InputError` for shapes, devices, NaN or values outside their range; the first offending index is named."""
+    check_shapes(q, k, v, g, beta)
+    heads, dim = q.shape[2:]
+    if lamb.shape != (heads, dim):
+        raise InputError("lamb", tuple(lamb.shape), f"shape ({heads}, {dim}): one number a head and key dimension")
+    named = {"q": q, "k": k, "v": v, "g": g, "beta": beta, "lamb": lamb}
+    for name, x in named.items():
+        if not x.dtype.is_floating_point or x.device != q.device:
+            raise InputError(name, f"{x.dtype} on {x.device}", f"a floating-point tensor on {q.device}, as q")
+    with torch.no_grad():
+        if _all_well(q, k, v, g, beta, lamb):
+            return
+        for name in ("q", "k", "v"):
+            _refuse(name, named[name], ~named[name].isfinite(), "finite numbers")
+        _refuse("g", g, ~(g <= 0), "log gamma <= 0 (-inf forgets everything)", "pass the logarithm of the gate")
+        _refuse("beta", beta, ~((beta >= 0) & (beta <= 1)), "a number in [0, 1]")
+        _refuse("lamb", lamb, ~((lamb > 0) & lamb.isfinite()), "a finite number > 0")
+
+
+def check_state(
+    name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "batch heads dim width"]:
+    """The state in the dtype of the computation; `InputError` unless it has the shape and is finite."""
+    if x.shape != shape:
+        raise InputError(f"initial_state.{name}", tuple(x.shape), f"shape {shape}, key-major, a row for each sequence")
+    if not x.dtype.is_floating_point or x.device != device:
+        raise InputError(f"initial_state.{name}", f"{x.dtype} on {x.device}", f"a floating-point tensor on {device}")
+    if x.dtype in (torch.float16, torch.bfloat16):
+        _warn_half_precision()
+    if not bool(x.detach().sum().isfinite()):
+        _refuse(f"initial_state.{name}", x, ~x.isfinite(), "finite numbers")
+    return x.to(dtype)
+
+
+def check_gram(h_kk: Float[Tensor, "batch heads dim dim"]) -> Float[Tensor, "batch heads dim dim"]:
+    """h_kk symmetrized; `InputError` unless it is symmetric and positive semidefinite to rounding."""
+    if h_kk.numel() == 0:
+        return h_kk
+    name = "initial_state.h_kk"
+    with torch.no_grad():
+        scale = h_kk.abs().amax((2, 3), keepdim=True)
+        unequal = (h_kk - h_kk.mT).abs() > STATE_TOLERANCE * scale
+        if bool(unequal.any()):
+            _refuse(name, h_kk, unequal, "a symmetric matrix a head", "pass the state of an earlier call")
+        shifted = torch.diag_embed(
+            (STATE_TOLERANCE * scale + torch.finfo(h_kk.dtype).tiny)[..., 0].expand_as(h_kk[..., 0])
+        )
+        failed = torch.linalg.cholesky_ex(h_kk + shifted).info != 0
+        if bool(failed.any()):
+            batch, head = failed.nonzero()[0].tolist()
+            least = float(torch.linalg.eigvalsh(h_kk[batch, head])[0])
+            raise InputError(
+                f"{name}[{batch}, {head}]",
+                f"least eigenvalue {least:.3g}",
+                "a positive semidefinite matrix",
+                "pass the state of an earlier call",
+            )
+    return (h_kk + h_kk.mT) / 2
+
+
+def sequence_bounds(cu_seqlens: Int[Tensor, " sequences_plus_1"], batch: int, time: int) -> list[int]:
+    """Where the packed sequences begin and end; `InputError` unless they cut one row of `time` elements."""
+    if batch != 1:
+        raise InputError("cu_seqlens", f"given with batch = {batch}", "a batch of 1", "pack the sequences into one row")
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype.is_floating_point:
+        raise InputError("cu_seqlens", (tuple(cu_seqlens.shape), cu_seqlens.dtype), "integers, shape (sequences + 1,)")
+    bounds = cu_seqlens.tolist()
+    falls = [i for i in range(1, len(bounds)) if bounds[i] < bounds[i - 1]]
+    if bounds[0] != 0 or bounds[-1] != time or falls:
+        shown = f"cu_seqlens[{falls[0]}]" if falls else "cu_seqlens"
+        raise InputError(shown, bounds[falls[0]] if falls else bounds, f"numbers that grow from 0 to time = {time}")
+    return bounds
+
+
+def _all_well(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, lamb: Tensor) -> bool:
+    """One reduction a tensor, one wait for the device."""
+    if lamb.numel() == 0 or g.numel() == 0:
+        return bool(((lamb > 0) & lamb.isfinite()).all())
+    least, most = beta.aminmax()
+    low, high = lamb.aminmax()
+    sums = torch.stack([x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).double() for x in (q, k, v)])
+    return bool(sums.isfinite().all() & (g.amax() <= 0) & (least >= 0) & (most <= 1) & (low > 0) & high.isfinite())
+
+
+def _refuse(name: str, x: Tensor, is_bad: Tensor, allowed: str, fix: str = "") -> None:
+    """Raise for the first bad element, if there is one."""
+    bad = is_bad.nonzero()
+    if len(bad):
+        index = bad[0].tolist()
+        raise InputError(f"{name}{index}", float(x[tuple(index)].detach()), allowed, fix)
+
+
+@cache
+def _warn_half_precision() -> None:
+    warnings.warn(
+        "a Mesa state in half precision has lost what the layer needs; from here on it is float32: keep it so",
+        CommissureWarning,
+        stacklevel=4,
+    )

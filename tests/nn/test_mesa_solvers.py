@@ -1,0 +1,171 @@
+"""The iterative solvers do what they say: steps as a dense loop counts them, residuals reached, errors known."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from commissure.nn import linear_attention, mesa_solvers
+from commissure.nn.mesa import MesaConvergenceWarning, MesaState, mesa_attention
+from commissure.nn.mesa_solvers import CGOptions, System, solve_block_rls, solve_cg
+
+spec = importlib.util.spec_from_file_location("mesa_problems", Path(__file__).with_name("mesa_problems.py"))
+problems = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(problems)
+dense, power_law, problem = problems.dense, problems.power_law, problems.problem
+
+
+def dense_cg(matrix: Tensor, b: Tensor, x: Tensor, max_steps: int, eps: float) -> tuple[Tensor, int]:
+    """Algorithm 1 on one dense system."""
+    r = b - matrix @ x
+    p, delta, first = r.clone(), r @ r, (r @ r).sqrt()
+    for step in range(max_steps):
+        if first == 0:
+            return x, 0
+        s = matrix @ p
+        alpha = delta / (p @ s)
+        x, r = x + alpha * p, r - alpha * s
+        before, delta = delta, r @ r
+        if delta.sqrt() <= eps * first:
+            return x, step + 1
+        p = r + delta / before * p
+    return x, max_steps
+
+
+def system(inputs: list[Tensor]) -> System:
+    """The systems of `problem` or, from no state, of `power_law`."""
+    q, k, _, g, beta, lamb = inputs[:6]
+    h_kk = inputs[6] if len(inputs) > 6 else q.new_zeros(q.shape[0], q.shape[2], q.shape[3], q.shape[3])
+    return System(q, k, g, beta, lamb, h_kk)
+
+
+@pytest.mark.parametrize("init", ["diag", "zero", "query"])
+@pytest.mark.parametrize("eps", [0.0, 1e-1, 1e-3, 1e-6])
+def test_cg_is_the_dense_loop_element_by_element(init, eps):
+    """Same solutions and the same counts; where elements stop, whole chunks leave the batch, and others go on."""
+    inputs = problem(2, 37, 2, 8, 1, seed=4)
+    inputs[0][0, 3] = 0.0  # nothing to solve: no steps
+    steps = 6 if eps == 0.0 else 40
+    found = solve_cg(system(inputs), CGOptions(5, steps, eps, init))
+    matrices = dense(inputs[1], *inputs[3:7])
+    q = inputs[0]
+    for batch, time, head in torch.cartesian_prod(torch.arange(2), torch.arange(37), torch.arange(2)).tolist():
+        matrix, b = matrices[batch, time, head], q[batch, time, head]
+        first = {"diag": b / matrix.diagonal(), "zero": torch.zeros_like(b), "query": b}[init]
+        x, count = dense_cg(matrix, b, first, steps, eps)
+        assert found.steps[batch, time, head] == count
+        torch.testing.assert_close(found.x[batch, time, head], x, rtol=1e-9, atol=1e-9)
+
+
+def test_iterations_grow_with_precision_with_time_and_with_memory():
+    """And |q - A x| <= eps |r_0| where it stops (first guess zero: r_0 = q, the residual `info` is relative to)."""
+    inputs, last = power_law(300, 32), None
+    for eps in (1e-1, 1e-2, 1e-3, 1e-4):
+        info = mesa_attention(*inputs, solver="cg", cg_eps=eps, max_cg_steps=200, cg_init="zero", return_info=True).info
+        assert (info.residual <= eps * (1 + 1e-6)).all()
+        assert last is None or (info.cg_steps >= last).all()
+        last = info.cg_steps
+    assert last[:, -100:].double().mean() > 1.3 * last[:, :100].double().mean()
+    forgetful = mesa_attention(
+        *power_law(300, 32, gamma=0.9), solver="cg", cg_eps=1e-4, cg_init="zero", return_info=True
+    )
+    assert forgetful.info.cg_steps[:, -100:].double().mean() < 0.7 * last[:, -100:].double().mean()
+
+
+def test_few_steps_are_not_enough_where_the_memory_is_ill_conditioned():
+    """Condition number 700: the error of x after 10 and after 30 steps, and of the direct solvers, in float32."""
+    inputs = power_law(1024, 64)
+    exact = torch.linalg.solve(dense(inputs[1], *inputs[3:6]), inputs[0][..., None])[..., 0]
+    single = system([x.float() for x in inputs])
+
+    def error(x: Tensor) -> float:
+        return float(((x - exact).norm(dim=-1) / exact.norm(dim=-1)).max())
+
+    assert 3e-2 < error(solve_cg(single, CGOptions(max_steps=10)).x) < 1.0
+    assert 3e-4 < error(solve_cg(single, CGOptions(max_steps=30)).x) < 3e-2
+    assert error(solve_cg(single, CGOptions(max_steps=100)).x) < 1e-4
+    assert error(solve_block_rls(single, CGOptions()).x) < 1e-4
+    assert error(mesa_solvers.solve_cholesky(single, CGOptions()).x) < 1e-4
+
+
+def test_an_additive_constant_would_stall():
+    """No 1e-5 in the denominators: a residual far below it is still reduced."""
+    inputs = power_law(64, 8, lamb=1.0)
+    inputs[0] = 1e-8 * inputs[0]
+    info = mesa_attention(*inputs, solver="cg", max_cg_steps=20, return_info=True).info
+    assert info.residual.max() < 1e-10
+
+
+def test_missing_the_residual_warns_and_says_where():
+    inputs = power_law(50, 16)
+    with pytest.warns(MesaConvergenceWarning, match=r"cg_eps=1e-06 in max_cg_steps=3 .*\(batch, time, head\)"):
+        mesa_attention(*inputs, solver="cg", cg_eps=1e-6, max_cg_steps=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mesa_attention(*inputs, solver="cg", cg_eps=0.0, max_cg_steps=3)
+        mesa_attention(*inputs, solver="cg", cg_eps=1e-6, max_cg_steps=100)
+
+
+def test_zero_steps_from_the_query_is_linear_attention():
+    inputs = problem(1, 9, 2, 4, 3)
+    q, k, v, g, beta, lamb, _, h_kv = inputs
+    o = mesa_attention(
+        q, k, v, g, beta, lamb, initial_state=MesaState(*inputs[6:]), solver="cg", max_cg_steps=0, cg_init="query"
+    ).output
+    linear, _ = linear_attention.gated_linear_attention_reference(q, k, v, g, beta, h_kv)
+    torch.testing.assert_close(o, linear, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9975, 0.95, 0.9, 0.7, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_the_gates_alone_say_how_many_steps_block_rls_needs(gamma, dtype):
+    """None without forgetting; the count promised is enough, and too few of them are not."""
+    inputs = [x.to(dtype) for x in power_law(96, 32, gamma=gamma)]
+    found = solve_block_rls(system(inputs), CGOptions())
+    exact = torch.linalg.solve(dense(*(x.double() for x in (inputs[1], *inputs[3:6]))), inputs[0].double()[..., None])[
+        ..., 0
+    ]
+    error = (found.x - exact).norm(dim=-1) / exact.norm(dim=-1)
+    assert error.max() <= 400 * torch.finfo(dtype).eps
+    assert not found.unconverged.any()
+    if gamma == 1.0:
+        assert (found.steps == 0).all()
+    else:
+        assert (found.steps > 0).any()
+
+
+def test_fewer_steps_than_promised_are_seen(monkeypatch):
+    """The bound is not idle: half of its steps leave an error above rounding."""
+    promised = mesa_solvers._iterations
+    monkeypatch.setattr(mesa_solvers, "_iterations", lambda product, dtype: (promised(product, dtype) / 2).long())
+    inputs = power_law(96, 32, gamma=0.95)
+    exact = torch.linalg.solve(dense(inputs[1], *inputs[3:6]), inputs[0][..., None])[..., 0]
+    error = (solve_block_rls(system(inputs), CGOptions()).x - exact).norm(dim=-1) / exact.norm(dim=-1)
+    assert error.max() > 1e-12
+
+
+def test_each_head_and_chunk_gets_its_own_method(monkeypatch):
+    """Gates near 1 in one head, far in another, a reset in the middle: all three paths, one answer."""
+    inputs = problem(1, 128, 3, 6, 1, seed=5)
+    inputs[3][..., 0], inputs[3][..., 1], inputs[3][..., 2] = 0.0, -0.03, -1.0
+    inputs[3][:, 70, 0] = -torch.inf
+    counts = []
+    promised = mesa_solvers._iterations
+
+    def spy(product: Tensor, dtype: torch.dtype) -> Tensor:
+        counts.append(promised(product, dtype))
+        return counts[-1]
+
+    monkeypatch.setattr(mesa_solvers, "_iterations", spy)
+    found = solve_block_rls(system(inputs), CGOptions())
+    table = torch.cat(counts).view(4, 3)  # chunks of 32 by heads
+    assert table[:, 0].tolist() == [0, 0, -1, 0]
+    assert (table[:, 1] > 0).all()
+    assert (table[:, 2] == -1).all()
+    exact = torch.linalg.solve(dense(inputs[1], *inputs[3:7]), inputs[0][..., None])[..., 0]
+    torch.testing.assert_close(found.x, exact, rtol=1e-11, atol=1e-11)
