@@ -6,6 +6,7 @@
 #include <atomic>
 #include <new>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -73,7 +74,10 @@ int64_t mesa_solve(uintptr_t q, uintptr_t k, uintptr_t g, uintptr_t beta, uintpt
         }
     };
     std::vector<std::thread> helpers;
-    for (int64_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+    try {
+        for (int64_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+    } catch (const std::system_error&) {  // no more threads to be had: those there are do all the work
+    }
     work();
     for (std::thread& helper : helpers) helper.join();
     if (is_full) throw std::bad_alloc();

@@ -2,10 +2,11 @@
 //
 //   H_t = exp(g_t) H_{t-1} + beta_t k_t k_t^T,   (H_t + diag(lamb)) x_t = q_t
 //
-// Many tokens of one head (or, for short inputs, one token of many heads) are put side by side in SIMD lanes and factored
-// at once.  Within a group of tokens, A_t = zeta_t H_c + local_t + diag(lamb) from the group's start state H_c, which is
-// kept in float64, so that rounding does not pile up over long sequences.  Single precision loses about 1e-7 times the
-// condition number: where a bound on it is large, one step of iterative refinement with residuals in float64 repairs it.
+// Many tokens of one head (or, for short inputs, one token of many heads) are put side by side in SIMD lanes and
+// factored at once.  Within a group of tokens, A_t = zeta_t H_c + local_t + diag(lamb) from the group's start state H_c,
+// which is kept in float64, so that rounding does not pile up over long sequences.  Single precision loses about 1e-7
+// times the condition number: where a bound on it (the largest row sum of H over the smallest lamb) is large, one step
+// of iterative refinement with residuals in float64 repairs it.
 //
 // Compiled once per instruction set (COMMISSURE_CLONE names the clone); see CMakeLists.txt.
 #include "mesa_solve.h"
@@ -36,15 +37,13 @@ class Worker {
           keys(size_t(L) * wide), rows(size_t(L) * wide), weight(size_t(L) * wide), sums(size_t(L) * wide),
           start(plan.across_heads ? 0 : size_t(wide) * (wide + L) / 2), end(start.size()),
           wide_keys(kSingle ? size_t(L) * wide : 0), exact(wide_keys.size()), wide_x(wide_keys.size()),
-          wide_r(wide_keys.size()) {
-        const V one = V{} + T(1);
-        for (int i = D; i < P * factor.panels(); ++i) at(i, i) = one;  // systems are padded by the identity
-    }
+          wide_r(wide_keys.size()) {}
 
     // All tokens of one head, L at a time.
     void head(int64_t task) {
         const int64_t b = task / m.heads, h = task % m.heads;
         const T* initial = in(m.h_kk) + task * D * D;
+        std::memset(static_cast<double*>(start), 0, start.size() * sizeof(double));
         for (int j = 0; j < D; ++j)
             for (int i = 0; i < D && i < j / L * L + L; ++i) entry(start, i, j) = double(initial[size_t(i) * D + j]);
         for (int l = 0; l < L; ++l) load_lamb(l, in(m.lamb) + h * D);
@@ -98,12 +97,12 @@ class Worker {
     Buffer<T> keys, rows;            // [lane][row]: keys, and rows on their way in or out
     Buffer<T> weight, sums;          // [row][lane]: beta k; the rows' sums of absolute values of H after the group
     Buffer<double> start, end;       // H before and after the group
-    Buffer<double> wide_keys, exact; // the same as keys, and as weight with the decay to the group's end
+    Buffer<double> wide_keys, exact;  // the same as keys, and as weight with the decay to the group's end
     Buffer<double> wide_x, wide_r;   // [row][lane]: solution and residual
     alignas(64) T beta[L];
     T gamma[L];
-    double decay[L];             // gamma, not rounded
-    alignas(64) double zeta[L];  // the product of the group's decays up to each token
+    double decay[L];              // gamma, not rounded
+    alignas(64) double zeta[L];   // the product of the group's decays up to each token
     alignas(64) double share[L];  // the same from each token to the group's end
     double norm = 0, lower = 0, upper = 0;  // maximum row sum of H; smallest and largest lamb
 
@@ -197,6 +196,11 @@ class Worker {
             for (int e = 0; e < P && c + e < L; ++e) to[(j + c) % P + e] = v[c + e];
         }
     }
+    // Systems are padded by the identity; anew every time, because a system that cannot be factored spoils it.
+    void pad() {
+        for (int i = D; i < P * factor.panels(); ++i)
+            for (int j = i; j < P * factor.panels(); ++j) at(i, j) = V{} + T(i == j ? 1 : 0);
+    }
     bool is_hard() const { return kSingle && lower * kRefineAbove < norm + upper; }
     // Factor A_t = zeta_t H_c + local_t + diag(lamb) for the group's tokens and solve; L columns are formed just before
     // they are needed, while they are in the first-level cache.  Exact: H's growth in float64, because the rounding of
@@ -204,6 +208,7 @@ class Worker {
     template <bool Exact>
     void solve(V& good) {
         if (kSingle) std::memset(sums, 0, sums.size() * sizeof(T));
+        pad();
         turn(keys, weight);
         if (Exact) widen_keys();
         const V scale = vec(beta);
@@ -271,6 +276,7 @@ class Worker {
     }
     // The same for one token of `count` heads, whose states are updated in h_final.
     void form_heads(int64_t first, int count, bool is_first) {
+        pad();
         for (int i = 0; i < D; ++i) {
             for (int l = 0; l < count; ++l) {
                 const size_t place = size_t(first + l) * D * D + size_t(i) * D;
@@ -372,11 +378,15 @@ class Worker {
     void refine_heads(int64_t first, int count) {
         widen();
         for (int l = 0; l < count; ++l)
-            for (int i = 0; i < D; ++i) {
-                const T* row = out(m.h_final) + size_t(first + l) * D * D + size_t(i) * D;
-                double total = 0;
-                for (int j = 0; j < D; ++j) total += double(row[j]) * wide_x[size_t(j) * L + l];
-                wide_r[size_t(i) * L + l] -= total;
+            for (int i = 0; i < D; i += P) {
+                // Sums over several rows at once: one alone would wait for its own additions.
+                const T* row[P];
+                double total[P] = {};
+                for (int r = 0; r < P; ++r)
+                    row[r] = out(m.h_final) + (size_t(first + l) * D + (i + r < D ? i + r : i)) * D;
+                for (int j = 0; j < D; ++j)
+                    for (int r = 0; r < P; ++r) total[r] += double(row[r][j]) * wide_x[size_t(j) * L + l];
+                for (int r = 0; r < P && i + r < D; ++r) wide_r[size_t(i + r) * L + l] -= total[r];
             }
         correct();
     }
