@@ -255,6 +255,29 @@ def test_logits_to_keep_and_vectors_as_input() -> None:
     assert isinstance(model(tokens, return_dict=False), tuple)
 
 
+def test_hidden_states_are_each_blocks_input_and_the_last_output() -> None:
+    model, (tokens, mask) = language_model("hawk"), left_padded([texts(1, 6)[0], texts(1, 3)[0]])
+    stack = model.model.stack
+    hidden = model(tokens[1:], attention_mask=mask[1:], output_hidden_states=True).hidden_states
+    embedded = stack.embed(tokens[1:, 3:])
+    first, _ = stack.blocks[0](embedded, None, None)
+    expected = (embedded, first, stack.hidden(embedded)[0])
+    assert len(hidden) == 3
+    for found, vectors in zip(hidden, expected, strict=True):
+        torch.testing.assert_close(found[:, 3:], vectors, rtol=0, atol=1e-10)
+    together = model(tokens, attention_mask=mask, output_hidden_states=True).hidden_states
+    whole = model(tokens[:1], output_hidden_states=True).hidden_states
+    cache = model(tokens[:1, :5], use_cache=True).past_key_values
+    step = model(tokens[:1, 5:], past_key_values=cache, output_hidden_states=True).hidden_states
+    for found, padded, vectors, last in zip(hidden, together, whole, step, strict=True):
+        torch.testing.assert_close(padded[1:], found, rtol=0, atol=1e-10)
+        torch.testing.assert_close(padded[:1], vectors, rtol=0, atol=1e-10)
+        torch.testing.assert_close(last, vectors[:, 5:], rtol=0, atol=1e-10)
+    assert model(tokens).hidden_states is None
+    with pytest.raises(InputError, match="output_attentions = True: expected None or False"):
+        model(tokens, output_attentions=True)
+
+
 @pytest.mark.parametrize("hybrid", HYBRIDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["float32", "float64", "bf16"])
 def test_saved_and_loaded_bit_for_bit(tmp_path: Path, hybrid: Literal["hawk"] | None, dtype: torch.dtype) -> None:
