@@ -18,7 +18,7 @@ from commissure.cli import main
 from commissure.nn import Stack
 
 MQAR = ["--task", "mqar", "--size", "n_pairs=2", "length=12", "vocab=12"]
-TINY = ["--dim", "8", "--heads", "1", "--head-dim", "4", "--batch-size", "4"]
+TINY = ["--set", "dim=8", "heads=1", "head_dim=4", "batch_size=4"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
@@ -37,14 +37,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fit_reports_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "model"
     found = run(
-        capsys, "fit", *MQAR, *TINY, "--mixer", "gru", "--steps", 6, "--evaluate-every", 2, "--out", out,
+        capsys, "fit", *MQAR, *TINY, "--mixer", "gru", "--steps", 6, "--set", "validate_every=2", "--out", out,
         "--checkpoint-every", 2,
     )  # fmt: skip
     assert [step for step, _ in found["evaluations"]] == [2, 4, 6]
     assert found["evaluations"][-1][1] == pytest.approx(found["accuracy"])
     assert (len(found["by_position"]), found["n_scored"]) == (12, 512)
     assert [path.name for path in tmp_path.iterdir()] == ["model"], "the run's checkpoint is gone when it is done"
-    again = run(capsys, "fit", *MQAR, *TINY, "--mixer", "gru", "--steps", 6, "--evaluate-every", 2, "--out", out)
+    again = run(capsys, "fit", *MQAR, *TINY, "--mixer", "gru", "--steps", 6, "--set", "validate_every=2", "--out", out)
     assert again["loss"] == found["loss"]
 
 
@@ -71,8 +71,8 @@ def test_eval_in_words_leaves_the_positions_out(trained: Path, capsys: pytest.Ca
 def test_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "lds"
     found = run(
-        capsys, "fit", "--task", "lds", "--size", "dim=4", "length=8", "--mixer", "gru", "--alone", "--steps", 2,
-        "--out", out,
+        capsys, "fit", "--task", "lds", "--size", "dim=4", "length=8", "--mixer", "gru", "--steps", 2,
+        "--set", "alone=true", "--out", out,
     )  # fmt: skip
     assert found["mse"] > 0
     assert run(capsys, "eval", out)["mse"] > 0
@@ -95,7 +95,7 @@ def test_show_prints_and_draws_the_mesa_heads(
 
 def test_a_killed_fit_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed by SIGKILL as soon as there is a checkpoint; the second run ends as if nothing had happened."""
-    arguments = ["fit", *MQAR, *TINY, "--mixer", "gru", "--steps", "200", "--evaluate-every", "200"]
+    arguments = ["fit", *MQAR, *TINY, "--mixer", "gru", "--steps", "200", "--set", "validate_every=200"]
     out, training = tmp_path / "model", tmp_path / "model.training"
     command = [sys.executable, "-m", "commissure.cli", "mesa", *arguments, "--out", str(out), "--checkpoint-every", "5"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -122,10 +122,12 @@ def test_a_killed_fit_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["fit", "--out", "{folder}/x", "--size", "n_pairs"], "NAME=VALUE"),
         (["fit", "--out", "{folder}/x", "--size", "pairs=3"], "pairs"),
         (["fit", "--out", "{folder}/x", "--size", "n_pairs=many"], "n_pairs"),
+        (["fit", "--out", "{folder}/x", "--set", "rate=3"], "rate"),
+        (["fit", "--out", "{folder}/x", "--set", "lr=-1"], "lr"),
         (["fit", "--out", "{folder}/x", "--parallel", "ddp"], "torchrun"),
         (["fit", "--out", "{folder}/x", "--device", "abacus"], "device"),
         (["fit", "--out", "{folder}/x", "--checkpoint-every", "0"], "checkpoint_every"),
-        (["fit", "--out", "{folder}/x", "--alone"], "alone"),
+        (["fit", "--out", "{folder}/x", "--set", "alone=true"], "alone"),
         (["eval", "missing"], "path"),
         (["eval", "{model}", "--task", "lds"], "task"),
         (["eval", "{model}", "--size", "vocab=14"], "vocab"),

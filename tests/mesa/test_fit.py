@@ -243,8 +243,8 @@ def test_refusals(tmp_path: Path) -> None:
 def test_torchrun_gives_the_single_process_s_model(strategy: str, tmp_path: Path) -> None:
     arguments = [
         "mesa", "fit", "--task", "mqar", "--size", "n_pairs=2", "length=12", "vocab=12", "--mixer",
-        "attention,gated_linear", "--steps", "8", "--batch-size", "5", "--dim", "8", "--heads", "1", "--head-dim", "4",
-        "--weight-decay", "0.1", "--checkpoint-every", "3",
+        "attention,gated_linear", "--steps", "8", "--set", "batch_size=5", "dim=8", "heads=1", "head_dim=4",
+        "weight_decay=0.1", "--checkpoint-every", "3",
     ]  # fmt: skip
     launcher = [
         "-m",

@@ -24,6 +24,7 @@ app = App(name="mesa", help="The mesa layer: train and measure sequence models."
 
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 Sizes = Annotated[tuple[str, ...], Parameter(name="--size", consume_multiple=True, negative="")]
+Settings = Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative="")]
 
 
 @app.command
@@ -33,19 +34,8 @@ def fit(
     task: str = "mqar",
     size: Sizes = (),
     mixer: str = "mesa",
-    steps: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    final_lr: float | None = None,
-    weight_decay: float | None = None,
-    examples: int | None = None,
-    evaluate_every: int | None = None,
-    dim: int | None = None,
-    layers: int | None = None,
-    heads: int | None = None,
-    head_dim: int | None = None,
-    mlp: Literal["gelu", "swiglu", "none"] | None = None,
-    alone: bool = False,
+    steps: int = 600,
+    settings: Settings = (),
     seed: int = 0,
     checkpoint_every: int | None = None,
     parallel: Literal["single", "ddp", "fsdp"] = "single",
@@ -67,31 +57,10 @@ def fit(
         The name of a mixer, several with commas between (they take turns), or a whole model: mesanet-140m,
         mesanet-440m, mesanet-940m, hawk-mesanet-140m, ...
     steps
-        Training steps; default 600.
-    batch_size
-        Sequences a step, over all processes; default 32.
-    lr
-        Peak learning rate; default 0.005.
-    final_lr
-        Where the cosine ends, as a fraction of the peak; default 0.
-    weight_decay
-        AdamW's, of matrices; default 0.
-    examples
-        Size of the training set; default: new sequences in every step.
-    evaluate_every
-        Steps between evaluations; default 100.
-    dim
-        Width; default 64.
-    layers
-        Blocks; default 2.
-    heads
-        Heads of mixers that have them; default 2.
-    head_dim
-        Their width; default 16.
-    mlp
-        Position-wise networks; default none.
-    alone
-        One mixer without embedding, norms and residual (tasks of vectors).
+        Training steps.
+    settings
+        Other fields of ModelConfig (dim, layers, heads, head_dim, mlp, mlp_ratio, positions, alone) and of FitConfig
+        (batch_size, lr, final_lr, warmup, weight_decay, clip, examples, validate_every, test_size), as lr=0.003.
     seed
         Draws the weights and the batches.
     checkpoint_every
@@ -111,13 +80,10 @@ def fit(
     check_target(out, "out")
     if parallel == "single" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("parallel", parallel, "'ddp' or 'fsdp' for a command started by torchrun")
-    model = ModelConfig(**_given(dim=dim, layers=layers, heads=heads, head_dim=head_dim, mlp=mlp), alone=alone)
-    config = FitConfig(
-        **_given(
-            steps=steps, batch_size=batch_size, lr=lr, final_lr=final_lr, weight_decay=weight_decay,
-            examples=examples, validate_every=evaluate_every,
-        )
-    )  # fmt: skip
+    given = _pairs("set", settings)
+    model = ModelConfig(**{name: value for name, value in given.items() if name in ModelConfig.model_fields})
+    rest = {name: value for name, value in given.items() if name not in ModelConfig.model_fields}
+    config = FitConfig(**{"steps": steps, **rest})
     chosen, training = open_task(task, size), out.with_name(out.name + ".training")
     checkpoint = None if checkpoint_every is None else Checkpoint(training, _positive(checkpoint_every))
     start = time.process_time()
@@ -130,14 +96,9 @@ def fit(
             return
         result.model.save(out)
         training.unlink(missing_ok=True)
-    found = {
-        "model": str(out),
-        "parameters": sum(p.numel() for p in result.model.parameters()),
-        "loss": result.losses[-1],
-        "evaluations": [list(pair) for pair in result.evaluations],
-        "cpu_s": time.process_time() - start,
-    }
-    _report(found | _measured(result.final), as_json)
+    found = {"model": str(out), "parameters": sum(p.numel() for p in result.model.parameters())}
+    found |= {"loss": result.losses[-1], "evaluations": [list(pair) for pair in result.evaluations]}
+    _report(found | {"cpu_s": time.process_time() - start} | _measured(result.final), as_json)
 
 
 @app.command(name="eval")
@@ -266,20 +227,21 @@ def open_task(name: str, sizes: tuple[str, ...], **defaults: Any) -> Any:
     """The task of this name with `sizes` given as NAME=VALUE."""
     from commissure.mesa.tasks import task
 
-    given = dict(defaults)
-    for entry in sizes:
+    return task(name, **{**defaults, **_pairs("size", sizes)})
+
+
+def _pairs(option: str, entries: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE entries, values as JSON where they are."""
+    given = {}
+    for entry in entries:
         key, equals, value = entry.partition("=")
         if not equals:
-            raise InputError("size", entry, "NAME=VALUE, as n_pairs=16")
+            raise InputError(option, entry, "NAME=VALUE, as n_pairs=16")
         try:
             given[key] = json.loads(value)
         except json.JSONDecodeError:
             given[key] = value
-    return task(name, **given)
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+    return given
 
 
 def _positive(value: int, name: str = "checkpoint_every") -> int:
