@@ -136,6 +136,14 @@ def test_a_cache_is_left_alone_without_use_cache() -> None:
     assert model.train()(tokens).past_key_values is None
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_the_configuration_says_whether_to_cache(tmp_path: Path, use_cache: bool) -> None:
+    model = MesaNetForCausalLM(MesaNetPreTrainedConfig(**config().model_dump(), use_cache=use_cache))
+    model.save_pretrained(tmp_path)
+    loaded = MesaNetForCausalLM.from_pretrained(tmp_path)
+    assert [m.eval()(texts(1, 3)).past_key_values is not None for m in (model, loaded)] == [use_cache] * 2
+
+
 def test_the_cache_does_not_grow() -> None:
     from commissure.core.mixer import nbytes
 
@@ -260,6 +268,7 @@ def test_saved_and_loaded_bit_for_bit(tmp_path: Path, hybrid: Literal["hawk"] | 
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(model(tokens).logits, loaded(tokens).logits)
+    assert all(parameter.data_ptr() % 64 == 0 for parameter in loaded.parameters())  # else other kernels, other bits
     marked = {name for name, parameter in loaded.named_parameters() if hasattr(parameter, "_no_weight_decay")}
     assert marked == {"model.stack.embedding", *(name for name in before if name.endswith("lambda_params"))}
     backbone = MesaNetModel.from_pretrained(tmp_path)
