@@ -136,6 +136,14 @@ def test_a_cache_is_left_alone_without_use_cache() -> None:
     assert model.train()(tokens).past_key_values is None
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_the_configuration_says_whether_to_cache(tmp_path: Path, use_cache: bool) -> None:
+    model = MesaNetForCausalLM(MesaNetPreTrainedConfig(**config().model_dump(), use_cache=use_cache))
+    model.save_pretrained(tmp_path)
+    loaded = MesaNetForCausalLM.from_pretrained(tmp_path)
+    assert [m.eval()(texts(1, 3)).past_key_values is not None for m in (model, loaded)] == [use_cache] * 2
+
+
 def test_the_cache_does_not_grow() -> None:
     from commissure.core.mixer import nbytes
 
@@ -247,6 +255,29 @@ def test_logits_to_keep_and_vectors_as_input() -> None:
     assert isinstance(model(tokens, return_dict=False), tuple)
 
 
+def test_hidden_states_are_each_blocks_input_and_the_last_output() -> None:
+    model, (tokens, mask) = language_model("hawk"), left_padded([texts(1, 6)[0], texts(1, 3)[0]])
+    stack = model.model.stack
+    hidden = model(tokens[1:], attention_mask=mask[1:], output_hidden_states=True).hidden_states
+    embedded = stack.embed(tokens[1:, 3:])
+    first, _ = stack.blocks[0](embedded, None, None)
+    expected = (embedded, first, stack.hidden(embedded)[0])
+    assert len(hidden) == 3
+    for found, vectors in zip(hidden, expected, strict=True):
+        torch.testing.assert_close(found[:, 3:], vectors, rtol=0, atol=1e-10)
+    together = model(tokens, attention_mask=mask, output_hidden_states=True).hidden_states
+    whole = model(tokens[:1], output_hidden_states=True).hidden_states
+    cache = model(tokens[:1, :5], use_cache=True).past_key_values
+    step = model(tokens[:1, 5:], past_key_values=cache, output_hidden_states=True).hidden_states
+    for found, padded, vectors, last in zip(hidden, together, whole, step, strict=True):
+        torch.testing.assert_close(padded[1:], found, rtol=0, atol=1e-10)
+        torch.testing.assert_close(padded[:1], vectors, rtol=0, atol=1e-10)
+        torch.testing.assert_close(last, vectors[:, 5:], rtol=0, atol=1e-10)
+    assert model(tokens).hidden_states is None
+    with pytest.raises(InputError, match="output_attentions = True: expected None or False"):
+        model(tokens, output_attentions=True)
+
+
 @pytest.mark.parametrize("hybrid", HYBRIDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["float32", "float64", "bf16"])
 def test_saved_and_loaded_bit_for_bit(tmp_path: Path, hybrid: Literal["hawk"] | None, dtype: torch.dtype) -> None:
@@ -260,6 +291,7 @@ def test_saved_and_loaded_bit_for_bit(tmp_path: Path, hybrid: Literal["hawk"] | 
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(model(tokens).logits, loaded(tokens).logits)
+    assert all(parameter.data_ptr() % 64 == 0 for parameter in loaded.parameters())  # else other kernels, other bits
     marked = {name for name, parameter in loaded.named_parameters() if hasattr(parameter, "_no_weight_decay")}
     assert marked == {"model.stack.embedding", *(name for name in before if name.endswith("lambda_params"))}
     backbone = MesaNetModel.from_pretrained(tmp_path)

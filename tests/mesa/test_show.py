@@ -94,15 +94,11 @@ def test_remembering_costs_more() -> None:
 
 
 def test_a_start_vector_counts_as_past() -> None:
-    stack = Stack([lambda dim: MesaLayer(dim, heads=2, head_dim=4)], 8, vocab=VOCAB).double()
-    rows = inspect(stack, texts(1, 1))
-    assert 0 < rows[0].effective_dof[0] < 2
-    assert rows[0].effective_dof[0] > inspect_without_start(stack)
-
-
-def inspect_without_start(stack: Stack) -> float:
-    layer = stack.blocks[0].mixer
-    return inspect(layer, stack.blocks[0].norm(stack.embed(texts(1, 1))))[0].effective_dof[0]
+    stack = Stack([lambda dim: MesaLayer(dim, heads=2, head_dim=4)], 8, vocab=VOCAB).double().requires_grad_(False)
+    block = stack.blocks[0]
+    both = torch.cat([stack.start[None, None], stack.embed(texts(1, 1))], 1)
+    expected = [row.effective_dof[1] for row in inspect(block.mixer, block.norm(both))]
+    assert [row.effective_dof[0] for row in inspect(stack, texts(1, 1))] == pytest.approx(expected)
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -211,6 +211,14 @@ def test_the_first_of_several_bad_systems_is_named() -> None:
         mesa_solve(q, k, g, beta, lamb, h_kk)
 
 
+@pytest.mark.parametrize("time", [1, 40])
+def test_a_bad_system_leaves_its_neighbors_alone(time: int) -> None:
+    args = problem(1, time, 40, 6, seed=7)
+    args[1][0, -1, 0] = torch.nan
+    with pytest.raises(DegenerateError, match=f"batch 0, time {time - 1}, head 0"):
+        mesa_solve(*args)
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [

@@ -178,6 +178,17 @@ def test_the_layer_is_its_projections_around_mesa_attention():
     torch.testing.assert_close(state.conv, conv)
 
 
+def test_the_gradient_of_the_memory_is_symmetric_as_the_memory_is():
+    torch.manual_seed(0)
+    layer = MesaLayer(8, heads=2).double()
+    _, state = layer(torch.randn(1, 5, 8).double())
+    h_kk = state.memory.h_kk.detach().requires_grad_()
+    y, _ = layer(torch.randn(1, 5, 8).double(), state._replace(memory=state.memory._replace(h_kk=h_kk)))
+    (grad,) = torch.autograd.grad((y * torch.randn(1, 5, 8).double()).sum(), [h_kk])
+    assert grad.abs().max() > 0
+    torch.testing.assert_close(grad, grad.mT, rtol=0, atol=1e-15)
+
+
 def test_test_time_compute_may_be_set_at_any_time():
     torch.manual_seed(0)
     layer = MesaLayer(16, heads=2).double()

@@ -72,7 +72,7 @@ def _time(timed: Timed, seed: int, turns: int, *, is_full: bool) -> None:
     timed.layers += bench_layer(batch=1, time=TIME, dim=64, backward=True, names=(OURS,), repeats=turns, seed=seed)
     if is_full:
         timed.layers += bench_layer(batch=1, time=512, dim=64, names=(OURS, "literal CG-30"), repeats=turns, seed=seed)
-    timed.decoded += [bench_decode(batch=b, heads=h, dim=d, repeats=20 * turns, seed=seed) for b, h, d in DECODE]
+    timed.decoded += [bench_decode(batch=b, heads=h, dim=d, repeats=10 * turns, seed=seed) for b, h, d in DECODE]
 
 
 def _rows(timed: Timed) -> list[Row]:

@@ -89,7 +89,7 @@ class MesaNetConfig(Config):
 
 _PRESETS = {"140m": (14, 6, 768), "440m": (28, 8, 1024), "940m": (28, 12, 1536)}  # N, h, n_e; n_a = 128 always
 _GPT2_END_OF_TEXT = 50256  # separates documents, so it begins and ends each
-_HAWK_WIDTH = 1.25  # channels of RG-LRU over n_e: matches Mesa's parameters
+_HAWK_WIDTH = 1.25  # channels of RG-LRU over n_e, the paper's hidden multiplier
 
 
 def build_stack(config: MesaNetConfig) -> Stack:

@@ -14,6 +14,8 @@ so a padded batch gives what each row gives alone.  The prior is the prediction 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -172,23 +174,38 @@ class MesaNetModel(_Shell):
         past_key_values: StateCache | None = None,
         inputs_embeds: Float[Tensor, "batch time dim"] | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPast:
         """Run `input_ids`, or their vectors `inputs_embeds`, after whatever `past_key_values` has consumed.
 
         `attention_mask` is 1 at tokens and 0 at padding; of a longer mask the last columns count.  Outputs at padding
-        are zeros.  `use_cache` defaults to the configuration's, and to off while training.
+        are zeros.  `use_cache` defaults to the configuration's, and to off while training.  `output_hidden_states`:
+        also the input of every block, and the last output; `output_attentions` is refused, there are none.
         """
+        if output_attentions:
+            raise InputError("output_attentions", output_attentions, "None or False: there are no attention weights")
         x = self._vectors(input_ids, inputs_embeds)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         cache = past_key_values
         if cache is not None and not isinstance(cache, StateCache):
             raise InputError("past_key_values", type(cache).__name__, "a StateCache", "pass StateCache() or nothing")
-        h, state = self._run(x, mask_of(attention_mask, x), None if cache is None else cache.state)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        mask, before = _mask_of(attention_mask, x), None if cache is None else cache.state
+        norms: list[Any] = [block.norm for block in self.stack.blocks] if output_hidden_states else []
+        with _inputs_of(norms) as inputs:
+            h, state = self._run(x, mask, before)
+        between = (vectors.view_as(x) if mask is None else _put_back(vectors, mask) for vectors in inputs)
         if use_cache:
             cache = StateCache() if cache is None else cache
             cache.state, cache.columns = state, cache.columns + x.shape[1]
-        return BaseModelOutputWithPast(last_hidden_state=h, past_key_values=cache if use_cache else None)
+        return BaseModelOutputWithPast(
+            last_hidden_state=h,
+            past_key_values=cache if use_cache else None,
+            hidden_states=(*between, h) if output_hidden_states else None,
+        )
 
     def _vectors(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Float[Tensor, "batch time dim"]:
         """The scaled vectors of whichever input there is."""
@@ -207,11 +224,9 @@ class MesaNetModel(_Shell):
             return h[:, None], state
         if mask is None:
             return self.stack.hidden(x, state)
-        order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)  # tokens first, in their order
-        x = x.gather(1, order[:, :, None].expand_as(x))
+        x = x.gather(1, _tokens_first(mask)[:, :, None].expand_as(x))
         h, state = self.stack.hidden(x, state, lengths=mask.sum(1))
-        h = h.gather(1, order.argsort(dim=1)[:, :, None].expand_as(h))
-        return h.masked_fill(~mask[:, :, None], 0.0), state
+        return _put_back(h, mask), state
 
 
 class MesaNetForCausalLM(_Shell, GenerationMixin):
@@ -247,6 +262,8 @@ class MesaNetForCausalLM(_Shell, GenerationMixin):
         inputs_embeds: Float[Tensor, "batch time dim"] | None = None,
         labels: Int[Tensor, "batch time"] | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
     ) -> CausalLMOutputWithPast:
         """Logits (batch, time, vocab); with `labels`, aligned with the inputs, the mean loss of each next token.
@@ -260,6 +277,8 @@ class MesaNetForCausalLM(_Shell, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
         h = outputs.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -268,8 +287,10 @@ class MesaNetForCausalLM(_Shell, GenerationMixin):
         if labels is not None:
             if logits.shape[1] != labels.shape[1]:
                 raise InputError("labels", tuple(labels.shape), f"shape {tuple(logits.shape[:2])}, as the logits")
-            loss = _next_token_loss(logits, labels, mask_of(attention_mask, h))
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+            loss = _next_token_loss(logits, labels, _mask_of(attention_mask, h))
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
+        )
 
     def log_probs(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time_plus_1 vocab"]:
         """Log-probabilities of each next token, the prior after `bos_token_id` first; without one, `InputError`."""
@@ -292,7 +313,7 @@ class MesaNetForCausalLM(_Shell, GenerationMixin):
             model_kwargs["past_key_values"] = StateCache()
 
 
-def mask_of(attention_mask: Tensor | None, x: Float[Tensor, "batch time dim"]) -> Bool[Tensor, "batch time"] | None:
+def _mask_of(attention_mask: Tensor | None, x: Float[Tensor, "batch time dim"]) -> Bool[Tensor, "batch time"] | None:
     """The mask's last columns as booleans; None where nothing is padding."""
     if attention_mask is None:
         return None
@@ -301,6 +322,29 @@ def mask_of(attention_mask: Tensor | None, x: Float[Tensor, "batch time dim"]) -
         raise InputError("attention_mask", tuple(attention_mask.shape), f"shape ({batch}, at least {time})")
     mask = attention_mask[:, attention_mask.shape[1] - time :] != 0
     return None if bool(mask.all()) else mask
+
+
+def _tokens_first(mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
+    """Columns of each row, those of tokens before those of padding, in their order."""
+    return (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+
+
+def _put_back(h: Float[Tensor, "batch time dim"], mask: Bool[Tensor, "batch time"]) -> Float[Tensor, "batch time dim"]:
+    """Undo `_tokens_first`; zeros at padding."""
+    h = h.gather(1, _tokens_first(mask).argsort(dim=1)[:, :, None].expand_as(h))
+    return h.masked_fill(~mask[:, :, None], 0.0)
+
+
+@contextmanager
+def _inputs_of(norms: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """What each block's first norm is given, in `forward` and in `step`, while the context is open."""
+    inputs: list[Tensor] = []
+    handles = [norm.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])) for norm in norms]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _next_token_loss(

@@ -86,8 +86,8 @@ def _check(q: Tensor, k: Tensor, g: Tensor, beta: Tensor, lamb: Tensor, h_kk: Te
         if value.shape != shape:
             raise InputError(name, tuple(value.shape), f"shape {shape}, to fit q {tuple(q.shape)}")
         if value.dtype != q.dtype or value.device != q.device:
-            found = (str(value.dtype), value.device.type)
-            raise InputError(name, found, f"q's dtype and device, {q.dtype}, {q.device}")
+            kind = (str(value.dtype), value.device.type)
+            raise InputError(name, kind, f"q's dtype and device, {q.dtype}, {q.device}")
 
 
 _library = torch.library.Library("commissure", "FRAGMENT")

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <new>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -33,8 +34,8 @@ std::vector<Clone> available() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
         clones.push_back({"x86-64-v3", &mesa_kernel_v3});
 #if COMMISSURE_HAS_V4
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
             clones.push_back({"x86-64-v4", &mesa_kernel_v4});
 #endif
     }
@@ -53,12 +54,12 @@ const MesaKernel& choose(const std::string& name) {
 // Addresses of contiguous arrays, sizes checked by the door; returns the index into [B,T,H] of a system that is not
 // positive definite, or -1.
 int64_t mesa_solve(uintptr_t q, uintptr_t k, uintptr_t g, uintptr_t beta, uintptr_t lamb, uintptr_t h_kk, uintptr_t x,
-                   uintptr_t h_final, uintptr_t dof, int64_t batch, int64_t time, int64_t heads, int64_t dim, bool single,
-                   int threads, const std::string& clone) {
+                   uintptr_t h_final, uintptr_t dof, int64_t batch, int64_t time, int64_t heads, int64_t dim,
+                   bool single, int threads, const std::string& clone) {
     const MesaKernel& kernel = choose(clone);
-    const auto pointer = [](uintptr_t address) { return reinterpret_cast<void*>(address); };
-    MesaView view{batch,         time,          heads,      dim,              pointer(q),   pointer(k), pointer(g),
-                  pointer(beta), pointer(lamb), pointer(h_kk), pointer(x), pointer(h_final), pointer(dof), 0, -1};
+    const auto at = [](uintptr_t address) { return reinterpret_cast<void*>(address); };
+    MesaView view{batch,    time,     heads, dim,         at(q),   at(k), at(g), at(beta),
+                  at(lamb), at(h_kk), at(x), at(h_final), at(dof), 0,     -1};
     nb::gil_scoped_release release;
     const MesaPlan plan = kernel.plan(view, single);
     int64_t wanted = int64_t(plan.work / kWorkPerThread);
@@ -73,7 +74,10 @@ int64_t mesa_solve(uintptr_t q, uintptr_t k, uintptr_t g, uintptr_t beta, uintpt
         }
     };
     std::vector<std::thread> helpers;
-    for (int64_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+    try {
+        for (int64_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
+    } catch (const std::system_error&) {  // no more threads to be had: those there are do all the work
+    }
     work();
     for (std::thread& helper : helpers) helper.join();
     if (is_full) throw std::bad_alloc();

@@ -2,8 +2,8 @@
 //
 //   A = U^T U,   U^T y = q,   U x = y
 //
-// Storage: panels of kPanel columns, each row by row down to the panel's diagonal block, [row][column][lane]; so only the
-// upper triangle is kept, and a product of two panels streams through both.  The diagonal of U holds 1 / U_ii.
+// Storage: panels of kPanel columns, each row by row down to the panel's diagonal block, [row][column][lane]; so only
+// the upper triangle is kept, and a product of two panels streams through both.  The diagonal of U holds 1 / U_ii.
 // Left-looking by column panels: the panel in work stays in the first-level cache while the earlier ones stream past.
 // Included by translation units compiled once per instruction set: everything is static or in an unnamed namespace.
 #pragma once
@@ -74,7 +74,16 @@ struct Wide {
         std::memcpy(&v, parts, sizeof(v));
         return v;
     }
-    // this + a * b
+    COMMISSURE_INLINE static Wide splat(double x) {
+        Wide w;
+        for (int i = 0; i < n; ++i) w.part[i] = x - V{};
+        return w;
+    }
+    COMMISSURE_INLINE Wide operator*(const Wide& other) const {
+        Wide w;
+        for (int i = 0; i < n; ++i) w.part[i] = part[i] * other.part[i];
+        return w;
+    }
     COMMISSURE_INLINE void add(const Wide& a, double b) {
         for (int i = 0; i < n; ++i) part[i] += a.part[i] * b;
     }
@@ -219,7 +228,8 @@ class Factor {
     COMMISSURE_INLINE static V splat_lane(T x) { return x - V{}; }
     COMMISSURE_INLINE static V root(V v) {
         V out;
-        for (int i = 0; i < L; ++i) out[i] = sizeof(T) == 4 ? T(__builtin_sqrtf(float(v[i]))) : T(__builtin_sqrt(double(v[i])));
+        for (int i = 0; i < L; ++i)
+            out[i] = sizeof(T) == 4 ? T(__builtin_sqrtf(float(v[i]))) : T(__builtin_sqrt(double(v[i])));
         return out;
     }
 };

@@ -2,10 +2,11 @@
 //
 //   H_t = exp(g_t) H_{t-1} + beta_t k_t k_t^T,   (H_t + diag(lamb)) x_t = q_t
 //
-// Many tokens of one head (or, for short inputs, one token of many heads) are put side by side in SIMD lanes and factored
-// at once.  Within a group of tokens, A_t = zeta_t H_c + local_t + diag(lamb) from the group's start state H_c, which is
-// kept in float64, so that rounding does not pile up over long sequences.  Single precision loses about 1e-7 times the
-// condition number: where a bound on it is large, one step of iterative refinement with residuals in float64 repairs it.
+// Many tokens of one head (or, for short inputs, one token of many heads) are put side by side in SIMD lanes and
+// factored at once.  Within a group of tokens, A_t = zeta_t H_c + local_t + diag(lamb) from the group's start state H_c,
+// which is kept in float64, so that rounding does not pile up over long sequences.  Single precision loses about 1e-7
+// times the condition number: where a bound on it (the largest row sum of H over the smallest lamb) is large, one step
+// of iterative refinement with residuals in float64 repairs it.
 //
 // Compiled once per instruction set (COMMISSURE_CLONE names the clone); see CMakeLists.txt.
 #include "mesa_solve.h"
@@ -35,15 +36,14 @@ class Worker {
           y(size_t(wide) * L), right(size_t(wide) * L), lamb(size_t(wide) * L), root(m.dof ? size_t(wide) * L : 0),
           keys(size_t(L) * wide), rows(size_t(L) * wide), weight(size_t(L) * wide), sums(size_t(L) * wide),
           start(plan.across_heads ? 0 : size_t(wide) * (wide + L) / 2), end(start.size()),
-          wide_keys(kSingle ? size_t(L) * wide : 0), exact(wide_keys.size()), wide_x(kSingle ? size_t(wide) * L : 0), wide_r(kSingle ? size_t(wide) * L : 0) {
-        const V one = V{} + T(1);
-        for (int i = D; i < P * factor.panels(); ++i) at(i, i) = one;  // systems are padded by the identity
-    }
+          wide_keys(kSingle ? size_t(L) * wide : 0), exact(wide_keys.size()), wide_x(wide_keys.size()),
+          wide_r(wide_keys.size()) {}
 
     // All tokens of one head, L at a time.
     void head(int64_t task) {
         const int64_t b = task / m.heads, h = task % m.heads;
         const T* initial = in(m.h_kk) + task * D * D;
+        std::memset(static_cast<double*>(start), 0, start.size() * sizeof(double));
         for (int j = 0; j < D; ++j)
             for (int i = 0; i < D && i < j / L * L + L; ++i) entry(start, i, j) = double(initial[size_t(i) * D + j]);
         for (int l = 0; l < L; ++l) load_lamb(l, in(m.lamb) + h * D);
@@ -52,8 +52,6 @@ class Worker {
             const int count = int(m.time - t < L ? m.time - t : L);
             gather(b, t, h, count);
             const bool was_hard = is_hard();
-            if (kSingle)
-                for (size_t i = 0; i < keys.size(); ++i) wide_keys[i] = double(keys[i]);
             V good = V{} + T(1);
             was_hard ? solve<true>(good) : solve<false>(good);
             if (was_hard || is_hard()) refine_tokens();
@@ -99,16 +97,18 @@ class Worker {
     Buffer<T> keys, rows;            // [lane][row]: keys, and rows on their way in or out
     Buffer<T> weight, sums;          // [row][lane]: beta k; the rows' sums of absolute values of H after the group
     Buffer<double> start, end;       // H before and after the group
-    Buffer<double> wide_keys, exact; // the same as keys, and as weight with the decay to the group's end
+    Buffer<double> wide_keys, exact;  // the same as keys, and as weight with the decay to the group's end
     Buffer<double> wide_x, wide_r;   // [row][lane]: solution and residual
-    T gamma[L], beta[L];
-    double decay[L];           // gamma, not rounded
-    alignas(64) double zeta[L];
-    double share[L];  // products of the group's decays: up to each token, and from it (times beta) to the end
+    alignas(64) T beta[L];
+    T gamma[L];
+    double decay[L];              // gamma, not rounded
+    alignas(64) double zeta[L];   // the product of the group's decays up to each token
+    alignas(64) double share[L];  // the same from each token to the group's end
     double norm = 0, lower = 0, upper = 0;  // maximum row sum of H; smallest and largest lamb
 
     static const T* in(const void* p) { return static_cast<const T*>(p); }
     static T* out(void* p) { return static_cast<T*>(p); }
+    static V magnitude(V v) { return v < T(0) ? -v : v; }
     int64_t token(int64_t b, int64_t t, int64_t h) const { return (b * m.time + t) * m.heads + h; }
     static V& vec(T* p) { return *reinterpret_cast<V*>(p); }
     // Element of a float64 state, kept like the factor in columns: L of them, row by row down to their diagonal block.
@@ -137,15 +137,20 @@ class Worker {
     template <class From>
     void fill(T* to, int count, From from) {
         for (int l = 0; l < L; ++l) {
+            T* row = rows + size_t(l) * wide;
             if (l < count)
-                std::memcpy(rows + size_t(l) * wide, from(l), D * sizeof(T));
+                std::memcpy(row, from(l), D * sizeof(T));
             else
-                std::memset(rows + size_t(l) * wide, 0, D * sizeof(T));
-            for (int j = D; j < wide; ++j) rows[size_t(l) * wide + j] = 0;
+                std::memset(row, 0, D * sizeof(T));
+            std::memset(row + D, 0, (wide - D) * sizeof(T));
         }
+        turn(rows, to);
+    }
+    // [lane][row] to [row][lane]
+    void turn(T* from, T* to) {
         for (int j = 0; j < wide; j += L) {
             V v[L];
-            for (int l = 0; l < L; ++l) v[l] = vec(rows + size_t(l) * wide + j);
+            for (int l = 0; l < L; ++l) v[l] = vec(from + size_t(l) * wide + j);
             transpose<T>(v);
             for (int l = 0; l < L; ++l) vec(to + size_t(j + l) * L) = v[l];
         }
@@ -174,7 +179,7 @@ class Worker {
         }
         double rest = 1;
         for (int l = L - 1; l >= 0; --l) {
-            share[l] = rest * double(beta[l]);
+            share[l] = rest;
             rest *= decay[l];
         }
         fill(y, count, [&](int l) { return in(m.q) + token(b, t + l, h) * D; });
@@ -191,6 +196,11 @@ class Worker {
             for (int e = 0; e < P && c + e < L; ++e) to[(j + c) % P + e] = v[c + e];
         }
     }
+    // Systems are padded by the identity; anew every time, because a system that cannot be factored spoils it.
+    void pad() {
+        for (int i = D; i < P * factor.panels(); ++i)
+            for (int j = i; j < P * factor.panels(); ++j) at(i, j) = V{} + T(i == j ? 1 : 0);
+    }
     bool is_hard() const { return kSingle && lower * kRefineAbove < norm + upper; }
     // Factor A_t = zeta_t H_c + local_t + diag(lamb) for the group's tokens and solve; L columns are formed just before
     // they are needed, while they are in the first-level cache.  Exact: H's growth in float64, because the rounding of
@@ -198,11 +208,15 @@ class Worker {
     template <bool Exact>
     void solve(V& good) {
         if (kSingle) std::memset(sums, 0, sums.size() * sizeof(T));
-        for (int l = 0; l < L; ++l)
-            for (int i = 0; i < D; ++i) {
-                weight[size_t(i) * L + l] = beta[l] * keys[size_t(l) * wide + i];
-                if (Exact) exact[size_t(i) * L + l] = share[l] * wide_keys[size_t(l) * wide + i];
-            }
+        pad();
+        turn(keys, weight);
+        if (Exact) widen_keys();
+        const V scale = vec(beta);
+        for (int i = 0; i < D; ++i) {
+            T* own = weight + size_t(i) * L;
+            if (Exact) (W::from(vec(own)) * W::from(scale) * W::load(share)).store(exact + size_t(i) * L);
+            vec(own) *= scale;
+        }
         for (int j = 0; j < D; j += kBlock) {
             for (int c = j; c < j + kBlock && c < D; c += L) form<Exact>(c);
             for (int q = j / P; q < (j + kBlock) / P && q < factor.panels(); ++q) factor.factor(q, y, good);
@@ -225,8 +239,7 @@ class Worker {
                 local = local * gamma[l] + weight[size_t(i) * L + l] * vec(keys + size_t(l) * wide + j);
                 v[l] = base * scale[l] + local;
             }
-            W after{};
-            after.add(before, zeta[L - 1]);
+            W after = before * W::splat(zeta[L - 1]);
             if (Exact)
                 for (int l = 0; l < L; ++l)
                     after.add(W::load(wide_keys + size_t(l) * wide + j), exact[size_t(i) * L + l]);
@@ -234,7 +247,7 @@ class Worker {
                 after.add(W::from(local), 1.0);
             after.store(&entry(end, i, j));
             if (kSingle) {
-                const V size = v[L - 1] < T(0) ? -v[L - 1] : v[L - 1];
+                const V size = magnitude(v[L - 1]);
                 vec(sums + size_t(i) * L) += size;
                 if (i < j) down += size;
             }
@@ -263,17 +276,26 @@ class Worker {
     }
     // The same for one token of `count` heads, whose states are updated in h_final.
     void form_heads(int64_t first, int count, bool is_first) {
+        pad();
         for (int i = 0; i < D; ++i) {
             for (int l = 0; l < count; ++l) {
                 const size_t place = size_t(first + l) * D * D + size_t(i) * D;
-                const T *from = is_first ? in(m.h_kk) + place : out(m.h_final) + place, *key = keys + size_t(l) * wide;
-                T *to = out(m.h_final) + place, *row = rows + size_t(l) * wide;
+                const T *from = is_first ? in(m.h_kk) + place : out(m.h_final) + place;
+                T *to = out(m.h_final) + place, *row = rows + size_t(l) * wide, *key = keys + size_t(l) * wide;
                 const T own = key[i], weight = beta[l], decay = gamma[l];
-                T total = 0;
-                for (int j = 0; j < D; ++j) {
-                    row[j] = to[j] = decay * from[j] + weight * (own * key[j]);
-                    if (kSingle) total += row[j] < 0 ? -row[j] : row[j];
+                V sizes{};
+                for (int j = 0; j < D; j += L) {
+                    // (own * key) first: the state stays symmetric to the last bit.
+                    const size_t bytes = (D - j < L ? D - j : L) * sizeof(T);
+                    V old{};
+                    bytes == sizeof(V) ? std::memcpy(&old, from + j, sizeof(V)) : std::memcpy(&old, from + j, bytes);
+                    const V now = old * decay + own * vec(key + j) * weight;
+                    bytes == sizeof(V) ? std::memcpy(to + j, &now, sizeof(V)) : std::memcpy(to + j, &now, bytes);
+                    vec(row + j) = now;
+                    if (kSingle) sizes += magnitude(now);
                 }
+                double total = 0;
+                for (int e = 0; e < L && kSingle; ++e) total += double(sizes[e]);
                 norm = total > norm ? total : norm;
             }
             for (int j = i / L * L; j < wide; j += L) {
@@ -297,27 +319,36 @@ class Worker {
         factor.backward(y);
         for (int i = 0; i < D; ++i) vec(y + size_t(i) * L) += vec(right + size_t(i) * L);
     }
+    void widen_keys() {
+        for (size_t i = 0; i < keys.size(); ++i) wide_keys[i] = double(keys[i]);
+    }
+    // x in float64, and q - lamb x.
     void widen() {
         for (int i = 0; i < wide; ++i) {
-            const W x = W::from(vec(y + size_t(i) * L));
-            W rest = W::from(vec(right + size_t(i) * L)), product{};
-            product.add(x, W::from(vec(lamb + size_t(i) * L)));
+            const W x = W::from(vec(y + size_t(i) * L)), product = x * W::from(vec(lamb + size_t(i) * L));
+            W rest = W::from(vec(right + size_t(i) * L));
             rest.add(product, -1.0);
             x.store(wide_x + size_t(i) * L), rest.store(wide_r + size_t(i) * L);
         }
     }
     void refine_tokens() {
+        widen_keys();
         widen();
-        const W scale = W::load(zeta);
-        for (int i = 0; i < D; i += P) {
-            W total[P] = {};
-            for (int j = 0; j < D; ++j) {
+        const W scale = W::load(zeta) * W::splat(-1.0);
+        constexpr int R = 2 * kRows < L ? 2 * kRows : L;
+        for (int i = 0; i < D; i += R) {
+            W total[R] = {};
+            for (int j = 0; j < i; ++j) {
                 const W x = W::load(wide_x + size_t(j) * L);
-                const double* from = j < i ? &entry(start, j, i) : &entry(start, i, j);
-                const int stride = j < i ? 1 : L;
-                for (int r = 0; r < P; ++r) total[r].add(x, -from[r * stride]);
+                const double* left = &entry(start, j, i);
+                for (int r = 0; r < R; ++r) total[r].add(x, left[r]);
             }
-            for (int r = 0; r < P; ++r) {
+            for (int j = i; j < D; ++j) {
+                const W x = W::load(wide_x + size_t(j) * L);
+                const double* below = &entry(start, i, j);
+                for (int r = 0; r < R; ++r) total[r].add(x, below[r * L]);
+            }
+            for (int r = 0; r < R; ++r) {
                 W rest = W::load(wide_r + size_t(i + r) * L);
                 rest.add(total[r], scale);
                 rest.store(wide_r + size_t(i + r) * L);
@@ -335,9 +366,7 @@ class Worker {
                 if (l > s) left *= decay[l];
                 weight[l] = -left;
             }
-            const W whole = product[s];
-            product[s] = W{};
-            product[s].add(whole, W::load(weight));
+            product[s] = product[s] * W::load(weight);
         }
         for (int j = 0; j < D; ++j) {
             W rest = W::load(wide_r + size_t(j) * L);
@@ -349,11 +378,15 @@ class Worker {
     void refine_heads(int64_t first, int count) {
         widen();
         for (int l = 0; l < count; ++l)
-            for (int i = 0; i < D; ++i) {
-                const T* row = out(m.h_final) + size_t(first + l) * D * D + size_t(i) * D;
-                double total = 0;
-                for (int j = 0; j < D; ++j) total += double(row[j]) * wide_x[size_t(j) * L + l];
-                wide_r[size_t(i) * L + l] -= total;
+            for (int i = 0; i < D; i += P) {
+                // Sums over several rows at once: one alone would wait for its own additions.
+                const T* row[P];
+                double total[P] = {};
+                for (int r = 0; r < P; ++r)
+                    row[r] = out(m.h_final) + (size_t(first + l) * D + (i + r < D ? i + r : i)) * D;
+                for (int j = 0; j < D; ++j)
+                    for (int r = 0; r < P; ++r) total[r] += double(row[r][j]) * wide_x[size_t(j) * L + l];
+                for (int r = 0; r < P && i + r < D; ++r) wide_r[size_t(i + r) * L + l] -= total[r];
             }
         correct();
     }

@@ -1,4 +1,4 @@
-// The Mesa layer's exact solves: the interface between the bindings and the clones of the kernel (one per instruction set).
+// The Mesa layer's exact solves: the interface between the bindings and the kernel's clones (one per instruction set).
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,10 @@ struct MesaPlan {
 
 struct MesaKernel {
     MesaPlan (*plan)(const MesaView&, bool single);
-    void (*run)(MesaView&, const MesaPlan&, bool single);  // takes tasks until none is left; safe from many threads at once
+    void (*run)(MesaView&, const MesaPlan&, bool single);  // takes tasks until none is left; any number of threads may
 };
-extern const MesaKernel mesa_kernel_baseline, mesa_kernel_v3, mesa_kernel_v4;
+extern const MesaKernel mesa_kernel_baseline;
+extern const MesaKernel mesa_kernel_v3;  // x86-64-v3: AVX2, FMA
+extern const MesaKernel mesa_kernel_v4;  // x86-64-v4: AVX-512
 
 }  // namespace commissure

@@ -189,7 +189,8 @@ def _solve_op(
 
 @_solve_op.register_fake
 def _(q: Tensor, k: Tensor, g: Tensor, beta: Tensor, lamb: Tensor, h_kk: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return q.new_empty(q.shape, dtype=torch.float32), torch.empty_like(h_kk), g.new_empty(g.shape, dtype=torch.int32)
+    x = q.new_empty(q.shape, dtype=torch.float32)
+    return x, h_kk.new_empty(h_kk.shape), g.new_empty(g.shape, dtype=torch.int32)
 
 
 @torch.library.custom_op("commissure::mesa_triton_attention", mutates_args=())
@@ -215,9 +216,9 @@ def _attention_op(
 def _(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, lamb: Tensor, h_kk: Tensor, h_kv: Tensor, *_: Any
 ) -> tuple[Tensor, ...]:
+    output, final_kk, final_kv = (tensor.new_empty(tensor.shape) for tensor in (v, h_kk, h_kv))
     steps = g.new_empty(g.shape, dtype=torch.int32)
-    x = q.new_empty(q.shape, dtype=torch.float32)
-    return torch.empty_like(v), torch.empty_like(h_kk), torch.empty_like(h_kv), steps, x
+    return output, final_kk, final_kv, steps, q.new_empty(q.shape, dtype=torch.float32)
 
 
 @torch.library.custom_op("commissure::mesa_triton_attention_backward", mutates_args=())

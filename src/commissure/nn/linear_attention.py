@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -286,19 +286,19 @@ def cut(shape: tuple[int, ...], dim: int, chunk_size: int, device: torch.device)
     return pieces + [Segment(whole, time, time - whole)] * (whole < time)
 
 
-def to_chunks(x: Float[Tensor, "batch time heads *dim"], piece: Segment, dtype: torch.dtype) -> Tensor:
+def to_chunks(x: Shaped[Tensor, "batch time heads *dim"], piece: Segment, dtype: torch.dtype) -> Tensor:
     """A segment of `x` as (chunk batch heads, time, *dim), a copy in `dtype`."""
     view = in_chunks(x, piece)
     return torch.empty(view.shape, dtype=dtype, device=x.device).copy_(view).flatten(0, 2)
 
 
-def from_chunks(chunks: Tensor, piece: Segment, out: Float[Tensor, "batch time heads *dim"]) -> None:
+def from_chunks(chunks: Tensor, piece: Segment, out: Shaped[Tensor, "batch time heads *dim"]) -> None:
     """Write chunks back into their segment of `out`."""
     view = in_chunks(out, piece)
     view.copy_(chunks.view(view.shape))
 
 
-def in_chunks(x: Float[Tensor, "batch time heads *dim"], piece: Segment) -> Tensor:
+def in_chunks(x: Shaped[Tensor, "batch time heads *dim"], piece: Segment) -> Tensor:
     """A view of a segment of `x`, (chunk, batch, heads, time, *dim)."""
     return x[:, piece.start : piece.stop].unflatten(1, (piece.n_chunks, piece.chunk)).movedim(1, 0).movedim(3, 2)
 
