@@ -223,7 +223,7 @@ CLAIMS: tuple[Claim, ...] = (
             Bound("over_gated_linear_24", at_least=0.02),
             Bound("over_gated_deltanet_24", at_least=0.02),
         ),
-        cost=Cost(smoke=20, quick=0, full=1500),
+        cost=Cost(smoke=0, quick=0, full=1000),
         module="commissure.experiments.mesa_mqar",
     ),
     Claim(
@@ -237,7 +237,7 @@ CLAIMS: tuple[Claim, ...] = (
             Bound("gated_deltanet_late", at_least=2),
             Bound("gated_linear_late", at_least=5, side="low"),
         ),
-        cost=Cost(smoke=8, quick=0, full=300),
+        cost=Cost(smoke=0, quick=0, full=300),
         module="commissure.experiments.mesa_lds",
     ),
     Claim(
