@@ -10,8 +10,8 @@
 | N | `blocks` | | k, epsilon | `max_cg_steps`, `cg_eps` |
 
 Weights are fan-in normal; those that write to the residual stream have their variance scaled by 2 / N.
-`hybrid="hawk"` alternates RG-LRU blocks (1.25 n_e channels) and Mesa, RG-LRU first, as the first block then mixes
-neighboring tokens cheaply.  von Oswald et al., arXiv 2506.05233, appendices E.1 and G; Hawk: arXiv 2402.19427.
+`hybrid="hawk"` alternates RG-LRU blocks (1.25 n_e channels, gates in 16 blocks: as many parameters as a Mesa layer) and
+Mesa, RG-LRU first, as the first block then mixes neighboring tokens cheaply.  von Oswald et al., arXiv 2506.05233, appendices E.1 and G; Hawk: arXiv 2402.19427.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ class MesaNetConfig(Config):
 _PRESETS = {"140m": (14, 6, 768), "440m": (28, 8, 1024), "940m": (28, 12, 1536)}  # N, h, n_e; n_a = 128 always
 _GPT2_END_OF_TEXT = 50256  # separates documents, so it begins and ends each
 _HAWK_WIDTH = 1.25  # channels of RG-LRU over n_e, the paper's hidden multiplier
+_HAWK_GATE_BLOCKS = 16  # as published for Hawk; small widths take the largest common divisor
 
 
 def build_stack(config: MesaNetConfig) -> Stack:
@@ -130,7 +131,7 @@ def exempt_from_decay(stack: Stack) -> None:
 
 
 def _hawk(dim: int) -> SequenceMixer:
-    return RGLRU(dim, width=_HAWK_WIDTH)
+    return RGLRU(dim, width=_HAWK_WIDTH, gate_blocks=math.gcd(_HAWK_GATE_BLOCKS, round(_HAWK_WIDTH * dim)))
 
 
 def _mesa_factory(config: MesaNetConfig) -> MixerFactory:
