@@ -11,7 +11,8 @@
 
 Weights are fan-in normal; those that write to the residual stream have their variance scaled by 2 / N.
 `hybrid="hawk"` alternates RG-LRU blocks (1.25 n_e channels, gates in 16 blocks: as many parameters as a Mesa layer) and
-Mesa, RG-LRU first, as the first block then mixes neighboring tokens cheaply.  von Oswald et al., arXiv 2506.05233, appendices E.1 and G; Hawk: arXiv 2402.19427.
+Mesa, RG-LRU first, as the first block then mixes neighboring tokens cheaply.
+von Oswald et al., arXiv 2506.05233, appendices E.1 and G; Hawk: arXiv 2402.19427.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from commissure.core.config import Config
 from commissure.core.errors import InputError
 from commissure.core.mixer import SequenceMixer
 from commissure.nn.convolution import ShortConvolution
+from commissure.nn.decay import exempt
 from commissure.nn.heads import HeadOutput
 from commissure.nn.mesa import MesaLayer
 from commissure.nn.names import MixerFactory
 from commissure.nn.rg_lru import RGLRU
 from commissure.nn.stack import MLP, Stack
 
-__all__ = ["MesaNetConfig", "build_stack", "exempt_from_decay"]
+__all__ = ["MesaNetConfig", "build_stack"]
 
 
 class MesaNetConfig(Config):
@@ -96,6 +98,8 @@ _HAWK_GATE_BLOCKS = 16  # as published for Hawk; small widths take the largest c
 def build_stack(config: MesaNetConfig) -> Stack:
     """The model of a configuration, with the paper's initialization; predictions begin after the first token.
 
+    The embedding is trained without weight decay, as every Lambda is.
+
     >>> stack = build_stack(MesaNetConfig(vocab=11, dim=16, blocks=2, heads=2, head_dim=8, hybrid="hawk"))
     >>> [type(block.mixer).__name__ for block in stack.blocks]
     ['RGLRU', 'MesaLayer']
@@ -117,17 +121,8 @@ def build_stack(config: MesaNetConfig) -> Stack:
     for module in stack.modules():
         if isinstance(module, HeadOutput) and isinstance(module.o_norm, nn.RMSNorm):
             module.o_norm.eps = config.head_norm_eps
-    exempt_from_decay(stack)
+    exempt(stack, ["embedding"])
     return stack
-
-
-def exempt_from_decay(stack: Stack) -> None:
-    """Mark what the paper trains without weight decay: the embedding and every Lambda.
-
-    Marks are attributes of parameters, so whoever replaces parameters calls this again.
-    """
-    for parameter in (stack.embedding, *(m.lambda_params for m in stack.modules() if isinstance(m, MesaLayer))):
-        parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
 
 def _hawk(dim: int) -> SequenceMixer:
