@@ -28,9 +28,9 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     assert not mesa_kernel_available() and not caught
     assert solver_for("auto", torch.device("cpu")) == "block_rls"
-    gate = torch.zeros(1, 1, 1)
+    token, gate = torch.ones(1, 1, 1, 2), torch.zeros(1, 1, 1)
     for _ in range(2):
-        mesa_solve(torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2), gate, gate, torch.ones(1, 2), torch.zeros(1, 1, 2, 2))
+        mesa_solve(token, token, gate, gate, torch.ones(1, 2), torch.zeros(1, 1, 2, 2))
 print(len(caught), caught[0].message)
 """
 
