@@ -61,7 +61,7 @@ class MesaNetConfig(Config):
     lambda_lower_bound: float = Field(default=0.25, gt=0)
     forget_cap: float | None = Field(default=0.9975, gt=0, le=1)
     head_norm_eps: float = Field(default=1e-5, gt=0, description="under the root of each head's RMS norm")
-    solver: Literal["auto", "cholesky", "block_rls", "cg", "sequential"] = "auto"
+    solver: Literal["auto", "cholesky", "block_rls", "cg", "sequential", "triton"] = "auto"
     max_cg_steps: int = Field(default=30, ge=0)
     cg_eps: float = Field(default=0.0, ge=0)
     cg_init: Literal["diag", "zero", "query"] = "diag"
