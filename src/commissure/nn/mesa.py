@@ -36,7 +36,6 @@ from torch.autograd.function import once_differentiable
 from commissure.core.errors import CommissureWarning, InputError
 from commissure.core.mixer import select
 from commissure.native.mesa import mesa_kernel_available, mesa_solve, mesa_solve_reference
-from commissure.native.mesa_triton import check_triton
 from commissure.nn.heads import FORGET_BIAS, ConvState, HeadInputs, HeadOutput, gate_projection, head_sizes
 from commissure.nn.linear_attention import (
     attend,
@@ -185,6 +184,8 @@ def solver_for(name: str, device: torch.device) -> str:
     if name == "cholesky" and device.type != "cpu":
         raise InputError("solver", name, f"another one on {device}", "the kernel runs on the CPU; pass solver='auto'")
     if name == "triton":
+        from commissure.native.mesa_triton import check_triton
+
         check_triton("solver", name, device)
     return name
 

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from commissure.core.errors import DegenerateError
 from commissure.native.mesa import mesa_solve, mesa_solve_reference
-from commissure.native.mesa_triton import mesa_triton_solve
 from commissure.nn.linear_attention import Segment, chunk_states, cut, decays_of, from_chunks, to_chunks
 
 __all__ = ["CGOptions", "Solution", "solve_block_rls", "solve_cg", "solve_cholesky", "solve_sequential"]
@@ -109,6 +108,8 @@ def solve_sequential(system: System, options: CGOptions) -> Solution:
 
 def solve_triton(system: System, options: CGOptions) -> Solution:
     """Conjugate gradients by the Triton kernels, each element to its own relative residual."""
+    from commissure.native.mesa_triton import mesa_triton_solve
+
     init = cast(Literal["diag", "zero", "query"], options.init)
     found = mesa_triton_solve(*system, eps=options.eps, max_steps=options.max_steps, init=init)
     return Solution(found.x, found.h_kk, found.cg_steps.long())
