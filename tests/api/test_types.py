@@ -14,13 +14,13 @@ from pathlib import Path
 from beartype import BeartypeConf, beartype
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for mypy
-CHECKED = ("commissure.core", "commissure.decode", "commissure.native", "commissure.nn", "commissure.train")
+CHECKED = tuple(f"commissure.{part}" for part in ("core", "decode", "mesa", "native", "nn", "train"))
 
 
 def test_every_signature_holds_in_an_ordinary_pass() -> None:
     done = subprocess.run([sys.executable, "-W", "error", __file__], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["refused", "mixers", "baselines", "possm", "streams", "spine"]
+    assert done.stdout.split() == ["refused", "mixers", "mesa", "tasks", "baselines", "possm", "streams", "spine"]
 
 
 def _main() -> None:
@@ -29,9 +29,10 @@ def _main() -> None:
     with install_import_hook(list(CHECKED), "__main__.check"):
         import commissure.core
         import commissure.decode
+        import commissure.mesa
         import commissure.native.possm
         import commissure.nn  # noqa: F401
-    for part in (_refused, _mixers, _baselines, _possm_and_streams, _spine):
+    for part in (_refused, _mixers, _mesa, _tasks, _baselines, _possm_and_streams, _spine):
         part()
 
 
@@ -52,9 +53,24 @@ def _mixers() -> None:
     import torch
 
     from commissure.core.mixer import detach, nbytes, scan, select, where
-    from commissure.nn import GRU, S4D, Attention, Mamba, Stack
+    from commissure.nn import (
+        GRU,
+        MLSTM,
+        RGLRU,
+        S4D,
+        Attention,
+        DeltaNet,
+        GatedDeltaNet,
+        GatedLinearAttention,
+        Mamba,
+        MesaLayer,
+        Stack,
+    )
 
     for mixer in (Attention(8, heads=2, rotary=True), Attention(8, window=2), GRU(8), S4D(8, chunk=4), Mamba(8),
+                  DeltaNet(8, heads=2), GatedDeltaNet(8, value_dim=3), GatedLinearAttention(8, heads=2, chunk_size=4),
+                  GatedLinearAttention(8, input_gate=False), MLSTM(8, heads=2), RGLRU(8), RGLRU(8, gate_blocks=2),
+                  MesaLayer(8, heads=2), MesaLayer(8, value_dim=3, solver="cg"),
                   Stack(["gru", "attention"], 8, positions="rotary")):  # fmt: skip
         x, lengths = torch.randn(3, 9, 8), torch.tensor([9, 0, 4])
         _, state = mixer(x, lengths=lengths)
@@ -67,6 +83,70 @@ def _mixers() -> None:
     language = Stack(["s4d"], 8, vocab=5, soft_cap=10.0, tie=True)
     assert language.log_probs(torch.tensor([[1, 2, 3]])).shape == (1, 4, 5)
     print("mixers")
+
+
+def _mesa() -> None:
+    import torch
+
+    from commissure.mesa import (
+        MesaNetConfig,
+        build_stack,
+        fla_config,
+        inspect,
+        load_fla,
+        mesa_attention,
+        set_test_time_compute,
+        to_fla,
+    )
+    from commissure.native.mesa import mesa_solve
+    from commissure.nn.delta import delta_rule, delta_rule_reference
+    from commissure.nn.linear_attention import gated_linear_attention, gated_linear_attention_reference
+    from commissure.nn.mesa_reference import mesa_attention_reference
+    from commissure.nn.mlstm import matrix_lstm, matrix_lstm_reference
+
+    q, k = (torch.nn.functional.normalize(torch.randn(1, 9, 2, 4), dim=-1).requires_grad_() for _ in range(2))
+    v, g, lamb = torch.randn(1, 9, 2, 3), -torch.rand(1, 9, 2), torch.ones(2, 4)
+    for solver in ("auto", "cholesky", "block_rls", "cg", "sequential"):
+        out = mesa_attention(q, k, v, g, g.exp(), lamb, solver=solver, return_info=True)
+        out.output.sum().backward()
+        mesa_attention(q, k, v, g, g.exp(), lamb, initial_state=out.state, backward_solver="block_rls")
+        cut = torch.tensor([0, 2, 2, 9])
+        mesa_attention(q, k, v, g, g.exp(), lamb, cu_seqlens=cut, solver=solver, return_info=True)
+        mesa_attention(*(x.bfloat16() for x in (q, k, v, g, g.exp(), lamb)), solver=solver)
+    mesa_attention_reference(q, k, v, g, g.exp(), lamb)
+    mesa_solve(*(x.detach() for x in (q, k, g, g.exp(), lamb, out.state.h_kk)), dof=True)
+    for function in (gated_linear_attention, gated_linear_attention_reference, delta_rule, delta_rule_reference):
+        function(q, k, v, g, g.exp(), out.state.h_kv.detach())[0].sum().backward()
+    for function in (matrix_lstm, matrix_lstm_reference):
+        function(q, k, v, 1 + g, g)[0].sum().backward()
+
+    stack = build_stack(MesaNetConfig(vocab=11, dim=8, blocks=2, heads=2, head_dim=4))
+    stack.step(torch.tensor([3]), stack(torch.tensor([[1, 2]]))[1])
+    assert len(inspect(stack, torch.tensor([[1, 2, 3]]))) == 4
+    with set_test_time_compute(stack, eps=1e-3):
+        stack(torch.tensor([[1, 2]]))
+    weights = to_fla(stack)
+    load_fla(build_stack(fla_config(weights)), weights)
+    hawk = build_stack(MesaNetConfig(vocab=11, dim=8, blocks=2, heads=2, head_dim=4, hybrid="hawk"))
+    hawk(torch.tensor([[1, 2]]))
+    print("mesa")
+
+
+def _tasks() -> None:
+    from commissure.mesa.fit import FitConfig, evaluate, fit
+    from commissure.mesa.model import ModelConfig, TaskModel
+    from commissure.mesa.tasks import TASKS, task
+
+    small = {"lds": {"length": 20}, "regression": {}, "mqar": {"n_pairs": 4, "length": 32, "vocab": 64}}
+    quick = FitConfig(steps=1, batch_size=2, test_size=2, validate_every=1)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in sorted(TASKS.keys() - {"wikitext2"}):  # that one reads a downloaded file
+            chosen = task(name, **small.get(name, {}))
+            for mixers in (["mesa"], ["rg_lru", "gated_deltanet"]):
+                result = fit(chosen, mixers, model=ModelConfig(dim=16, heads=2, head_dim=4), config=quick)
+            result.model.save(Path(folder) / "model")
+            evaluate(TaskModel.load(Path(folder) / "model"), chosen, n_sequences=2)
+    print("tasks")
 
 
 def _recordings() -> list:

@@ -48,6 +48,14 @@ def test_hawk_alternates(name: str) -> None:
     kinds = [type(block.mixer).__name__ for block in stack.blocks]
     assert kinds == ["RGLRU", "MesaLayer"] * (len(kinds) // 2)
     assert {block.mixer.inner / stack.dim for block in stack.blocks if type(block.mixer).__name__ == "RGLRU"} == {1.25}
+    assert {block.mixer.a_proj.blocks for block in stack.blocks if type(block.mixer).__name__ == "RGLRU"} == {16}
+
+
+@pytest.mark.parametrize("name", ["140m", "440m", "940m"])
+def test_a_hybrid_has_as_many_parameters(name: str) -> None:
+    """Block by block, so that the embedding cannot hide a difference."""
+    plain, hybrid = (on_meta(MesaNetConfig.from_preset(name, hybrid=kind)) for kind in (None, "hawk"))
+    assert abs(count(hybrid.blocks) / count(plain.blocks) - 1) < 0.01
 
 
 def test_the_block_is_the_papers() -> None:

@@ -17,6 +17,7 @@ from commissure.native.mesa_triton import (
     mesa_triton_solve,
     mesa_triton_solve_reference,
 )
+from commissure.nn.mesa import MesaLayer, MesaState, mesa_attention
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
@@ -250,6 +251,37 @@ def test_nothing_asked_nothing_written_and_not_a_number(time: int, eps: float) -
     assert not found.output[:, 0, 0].any()
     assert found.output[:, 0, 1].isnan().all()
     assert torch.equal(found.output[:, 1:], expected.output[:, 1:])
+
+
+@pytest.mark.parametrize("init", ["diag", "query"])
+@pytest.mark.parametrize("time", [1, 37])
+def test_solver_of_mesa_attention(time: int, init: str) -> None:
+    """`solver="triton"` gives outputs, states, steps and gradients of `solver="cg"`."""
+    found = {}
+    for solver in ("cg", "triton"):
+        case = Case(*(tensor.requires_grad_() for tensor in make(time, 16, 5)))
+        how = {"solver": solver, "max_cg_steps": 40, "cg_eps": 1e-4, "cg_init": init, "return_info": True}
+        output, state, info = mesa_attention(*case[:6], initial_state=MesaState(*case.state), **how)
+        (output.sin().sum() + state.h_kk.sin().sum() + state.h_kv.sin().sum()).backward()
+        steps = info.cg_steps
+        found[solver] = [output.detach(), state.h_kk.detach(), state.h_kv.detach(), *(t.grad for t in case)], steps
+    (expected, counted), (actual, steps) = found["cg"], found["triton"]
+    assert steps.dtype == counted.dtype
+    assert 1 <= int(steps.min()) <= int(steps.max()) <= 17
+    assert float((steps != counted).double().mean()) < 0.05  # at the threshold, rounding decides
+    for a, b in zip(actual, expected, strict=True):
+        assert distance(a, b.double()) < 3e-5
+
+
+def test_solver_of_the_layer() -> None:
+    torch.manual_seed(0)
+    layer, x = MesaLayer(16, heads=2).to(DEVICE), torch.randn(2, 21, 16, device=DEVICE)
+    with torch.no_grad():
+        expected, _ = layer(x)
+        layer.solver = "triton"
+        first, state = layer(x[:, :20])
+        last, _ = layer.step(x[:, 20], state)
+    assert distance(torch.cat([first, last[:, None]], 1), expected.double()) < 1e-5
 
 
 def test_empty_sequence_keeps_the_state() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -13,6 +15,24 @@ from torch import Tensor
 from commissure.core.errors import CommissureWarning, DegenerateError, InputError
 from commissure.native import kernels, mesa
 from commissure.native.mesa import mesa_kernel_available, mesa_solve, mesa_solve_reference
+
+STALE = """
+import sys, types, warnings
+stale = types.ModuleType("commissure.native._kernels")
+stale.PossmStep = object
+sys.modules["commissure.native._kernels"] = stale
+import torch
+from commissure.native.mesa import mesa_kernel_available, mesa_solve
+from commissure.nn.mesa import solver_for
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert not mesa_kernel_available() and not caught
+    assert solver_for("auto", torch.device("cpu")) == "block_rls"
+    token, gate = torch.ones(1, 1, 1, 2), torch.zeros(1, 1, 1)
+    for _ in range(2):
+        mesa_solve(token, token, gate, gate, torch.ones(1, 2), torch.zeros(1, 1, 2, 2))
+print(len(caught), caught[0].message)
+"""
 
 native = kernels() if mesa_kernel_available() else None
 CLONES = [] if native is None else native.mesa_clones()
@@ -48,6 +68,14 @@ def repeated_token(time: int, dim: int, dtype: torch.dtype) -> list[Tensor]:
     k, ones = k.expand(1, time, 1, dim), torch.ones(1, time, 1, dtype=torch.float64)
     lamb, h_kk = torch.full((1, dim), 0.25, dtype=torch.float64), torch.zeros(1, 1, dim, dim, dtype=torch.float64)
     return [v.to(dtype) for v in (q, k, 0 * ones, ones, lamb, h_kk)]
+
+
+def test_an_older_build_of_the_kernels_counts_as_none() -> None:
+    found = subprocess.run([sys.executable, "-c", STALE], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith(
+        "1 commissure was built without its C++ kernels (an older build, without mesa_solve)"
+    )
 
 
 def relative_error(found: Tensor, want: Tensor) -> float:

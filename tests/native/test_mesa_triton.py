@@ -18,6 +18,7 @@ import torch
 from commissure.core.errors import BackendMissing, InputError
 from commissure.native import mesa_triton
 from commissure.native.mesa_triton import mesa_triton_attention, mesa_triton_available, mesa_triton_solve
+from commissure.nn.mesa import solver_for
 
 CASES = Path(__file__).with_name("mesa_triton_cases.py")
 SOURCE = Path(mesa_triton.__file__).parents[2]
@@ -131,6 +132,8 @@ def test_a_cpu_tensor_asks_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not mesa_triton_available("cpu")
     with pytest.raises(InputError, match="another solver"):
         mesa_triton_solve(**arguments())
+    with pytest.raises(InputError, match=r"solver = 'triton': expected a GPU, not cpu; .*another solver"):
+        solver_for("triton", torch.device("cpu"))
 
 
 def test_without_triton_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,3 +141,5 @@ def test_without_triton_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert not mesa_triton_available("cuda")
     with pytest.raises(BackendMissing, match=r"commissure\[triton\]"):
         mesa_triton_solve(**arguments())
+    with pytest.raises(BackendMissing, match=r"commissure\[triton\]"):
+        solver_for("triton", torch.device("cuda"))

@@ -33,6 +33,7 @@ CASES = [
     ("mlstm", lambda dim: MLSTM(dim, heads=2, value_dim=4, chunk_size=3).double()),
     ("rg-lru", lambda dim: RGLRU(dim).double()),
     ("rg-lru-narrow", lambda dim: RGLRU(dim, width=0.5, conv_size=1).double()),
+    ("rg-lru-gate-blocks", lambda dim: RGLRU(dim, width=1.0, gate_blocks=2).double()),
     ("stack", lambda dim: Stack(["gru", "attention", "s4d"], dim, heads=1, positions=32, mlp="swiglu").double()),
     ("mesa", lambda dim: MesaLayer(dim, heads=2).double()),
     ("mesa-wide-values", lambda dim: MesaLayer(dim, heads=2, head_dim=3, value_dim=5, conv_size=1).double()),

@@ -106,6 +106,29 @@ def test_block_follows_its_equations():
         torch.testing.assert_close(state.hidden[0], h, rtol=0, atol=1e-12)
 
 
+def test_gate_blocks_are_a_dense_matrix_with_zeros_beside_them():
+    torch.manual_seed(0)
+    blocked, dense = RGLRU(8, gate_blocks=5).double(), RGLRU(8).double()
+    weights = blocked.state_dict()
+    for name in ("a_proj.weight", "b_proj.weight"):
+        assert weights[name].shape == (10, 2)
+        weights[name] = torch.block_diag(*weights[name].split(2))
+    dense.load_state_dict(weights)
+    x = torch.randn(2, 7, 8, dtype=torch.float64)
+    for (y, state), (expected, expected_state) in (
+        (blocked(x), dense(x)),
+        (blocked.step(x[:, 0], blocked.init_state(2)), dense.step(x[:, 0], dense.init_state(2))),
+    ):
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(state.hidden, expected_state.hidden, rtol=0, atol=1e-12)
+
+
+def test_weights_of_gate_blocks_are_fan_in_normal():
+    torch.manual_seed(0)
+    weight = RGLRU(320, gate_blocks=4).a_proj.weight.detach()
+    assert float(weight.std()) == pytest.approx(100**-0.5, rel=0.02)
+
+
 def test_decays_start_uniform():
     torch.manual_seed(0)
     decay = torch.exp(-8 * F.softplus(RGLRU(4000).decay.detach()))
@@ -159,7 +182,7 @@ def test_bad_input_is_named():
 
 
 def test_impossible_sizes_are_refused():
-    for sizes in ({"width": 0.0}, {"width": -1.0}, {"conv_size": 0}):
+    for sizes in ({"width": 0.0}, {"width": -1.0}, {"conv_size": 0}, {"gate_blocks": 0}, {"gate_blocks": 3}):
         with pytest.raises(InputError, match=next(iter(sizes))):
             RGLRU(6, **sizes)
     with pytest.raises(InputError, match="dim = 0"):

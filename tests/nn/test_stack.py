@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from commissure.core.errors import InputError
 from commissure.core.mixer import SequenceMixer, select
 from commissure.nn import GRU, Stack, mixer
+from commissure.nn.decay import exempted
 
 ALL = ["attention", "gru", "s4d", "mamba"]
 
@@ -143,6 +144,32 @@ def test_a_checkpoint_stores_names_only_and_asks_for_the_factory(tmp_path):
     with pytest.raises(InputError, match=r"load\(path, mixer=factory\)"):
         Stack.load(path)
     assert torch.equal(Stack.load(path, mixer=GRU).log_probs(tokens()), model.log_probs(tokens()))
+
+
+def test_what_is_exempt_from_weight_decay_stays_so_when_loaded(tmp_path):
+    model = make(["mesa", "gru"])
+    model.save(tmp_path / "model.safetensors")
+    loaded = Stack.load(tmp_path / "model.safetensors")
+    assert exempted(loaded) == exempted(model) == {"blocks.0.mixer.lambda_params"}
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path, model = tmp_path / "model.safetensors", make(["gru"])
+    model.save(path)
+    before = path.read_bytes()
+
+    def fail(weights, target, metadata):
+        with open(target, "wb") as file:
+            file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        model.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(InputError, match="existing folder"):
+        model.save(tmp_path / "absent" / "model.safetensors")
 
 
 def rewrite(path, change_weights=None, change_config=None, metadata=True):

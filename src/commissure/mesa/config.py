@@ -10,8 +10,9 @@
 | N | `blocks` | | k, epsilon | `max_cg_steps`, `cg_eps` |
 
 Weights are fan-in normal; those that write to the residual stream have their variance scaled by 2 / N.
-`hybrid="hawk"` alternates RG-LRU blocks (1.25 n_e channels) and Mesa, RG-LRU first, as the first block then mixes
-neighboring tokens cheaply.  von Oswald et al., arXiv 2506.05233, appendices E.1 and G; Hawk: arXiv 2402.19427.
+`hybrid="hawk"` alternates RG-LRU blocks (1.25 n_e channels, gates in 16 blocks: as many parameters as a Mesa layer) and
+Mesa, RG-LRU first, as the first block then mixes neighboring tokens cheaply.
+von Oswald et al., arXiv 2506.05233, appendices E.1 and G; Hawk: arXiv 2402.19427.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from commissure.core.config import Config
 from commissure.core.errors import InputError
 from commissure.core.mixer import SequenceMixer
 from commissure.nn.convolution import ShortConvolution
+from commissure.nn.decay import exempt
 from commissure.nn.heads import HeadOutput
 from commissure.nn.mesa import MesaLayer
 from commissure.nn.names import MixerFactory
 from commissure.nn.rg_lru import RGLRU
 from commissure.nn.stack import MLP, Stack
 
-__all__ = ["MesaNetConfig", "build_stack", "exempt_from_decay"]
+__all__ = ["MesaNetConfig", "build_stack"]
 
 
 class MesaNetConfig(Config):
@@ -59,7 +61,7 @@ class MesaNetConfig(Config):
     lambda_lower_bound: float = Field(default=0.25, gt=0)
     forget_cap: float | None = Field(default=0.9975, gt=0, le=1)
     head_norm_eps: float = Field(default=1e-5, gt=0, description="under the root of each head's RMS norm")
-    solver: Literal["auto", "cholesky", "block_rls", "cg", "sequential"] = "auto"
+    solver: Literal["auto", "cholesky", "block_rls", "cg", "sequential", "triton"] = "auto"
     max_cg_steps: int = Field(default=30, ge=0)
     cg_eps: float = Field(default=0.0, ge=0)
     cg_init: Literal["diag", "zero", "query"] = "diag"
@@ -90,10 +92,13 @@ class MesaNetConfig(Config):
 _PRESETS = {"140m": (14, 6, 768), "440m": (28, 8, 1024), "940m": (28, 12, 1536)}  # N, h, n_e; n_a = 128 always
 _GPT2_END_OF_TEXT = 50256  # separates documents, so it begins and ends each
 _HAWK_WIDTH = 1.25  # channels of RG-LRU over n_e, the paper's hidden multiplier
+_HAWK_GATE_BLOCKS = 16  # as published for Hawk; small widths take the largest common divisor
 
 
 def build_stack(config: MesaNetConfig) -> Stack:
     """The model of a configuration, with the paper's initialization; predictions begin after the first token.
+
+    The embedding is trained without weight decay, as every Lambda is.
 
     >>> stack = build_stack(MesaNetConfig(vocab=11, dim=16, blocks=2, heads=2, head_dim=8, hybrid="hawk"))
     >>> [type(block.mixer).__name__ for block in stack.blocks]
@@ -116,21 +121,12 @@ def build_stack(config: MesaNetConfig) -> Stack:
     for module in stack.modules():
         if isinstance(module, HeadOutput) and isinstance(module.o_norm, nn.RMSNorm):
             module.o_norm.eps = config.head_norm_eps
-    exempt_from_decay(stack)
+    exempt(stack, ["embedding"])
     return stack
 
 
-def exempt_from_decay(stack: Stack) -> None:
-    """Mark what the paper trains without weight decay: the embedding and every Lambda.
-
-    Marks are attributes of parameters, so whoever replaces parameters calls this again.
-    """
-    for parameter in (stack.embedding, *(m.lambda_params for m in stack.modules() if isinstance(m, MesaLayer))):
-        parameter._no_weight_decay = True  # type: ignore[attr-defined]
-
-
 def _hawk(dim: int) -> SequenceMixer:
-    return RGLRU(dim, width=_HAWK_WIDTH)
+    return RGLRU(dim, width=_HAWK_WIDTH, gate_blocks=math.gcd(_HAWK_GATE_BLOCKS, round(_HAWK_WIDTH * dim)))
 
 
 def _mesa_factory(config: MesaNetConfig) -> MixerFactory:

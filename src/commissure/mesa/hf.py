@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from commissure.core.errors import BackendMissing, InputError
 from commissure.core.mixer import select
-from commissure.mesa.config import MesaNetConfig, build_stack, exempt_from_decay
+from commissure.mesa.config import MesaNetConfig, build_stack
+from commissure.nn.decay import exempt, exempted
 from commissure.nn.stack import StackState
 
 try:
@@ -135,7 +136,9 @@ class _Shell(PreTrainedModel):
         for parameter in model.parameters():  # a file mapped into memory is unaligned: other BLAS kernels, other bits
             if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:
                 parameter.data = parameter.data.clone()
-        exempt_from_decay((model if isinstance(model, MesaNetModel) else model.model).stack)
+        stack = (model if isinstance(model, MesaNetModel) else model.model).stack
+        with torch.device("meta"):
+            exempt(stack, exempted(build_stack(model.config.mesanet)))
         return (model, info) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -161,8 +164,9 @@ class MesaNetModel(_Shell):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the table, and with it the size of the vocabulary."""
+        marked = exempted(self.stack)
         self.stack.embedding = _weight_of(value)
-        exempt_from_decay(self.stack)
+        exempt(self.stack, marked)
         self.config.vocab = len(self.stack.embedding)
         self.stack.config = self.stack.config.model_copy(update={"vocab": self.config.vocab})
 

@@ -1,7 +1,8 @@
 """C++ kernels behind Python doors; each kernel has a `*_reference` twin with the same signature.
 
 The streaming step is an object with state, not a torch operator: torch's dispatcher would cost a good part of the step.
-Without a compiler at build time the extension is absent: the doors then run their references and warn once.
+Without a compiler at build time the extension is absent: the doors then run their references and warn once, as they do
+where a build from before a kernel was added is still in place.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from commissure.core.errors import CommissureWarning
 
 __all__ = ["backend", "kernels"]
 
+_KERNELS = ("PossmStep", "mesa_solve")
+
 
 @cache
 def _load() -> ModuleType | ImportError:
     try:
-        return importlib.import_module("commissure.native._kernels")
+        module = importlib.import_module("commissure.native._kernels")
     except ImportError as error:
         return error
+    absent = [name for name in _KERNELS if not hasattr(module, name)]
+    return ImportError(f"an older build, without {', '.join(absent)}") if absent else module
 
 
 @cache

@@ -39,6 +39,7 @@ from commissure.native.mesa_triton_reference import (
 __all__ = [
     "Attended",
     "Solved",
+    "check_triton",
     "mesa_triton_attention",
     "mesa_triton_attention_reference",
     "mesa_triton_available",
@@ -58,6 +59,16 @@ def mesa_triton_available(device: torch.device | str) -> bool:
     kind = torch.device(device).type
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return find_spec("triton") is not None and (kind == "cuda" or (kind == "cpu" and is_interpreted))
+
+
+def check_triton(argument: str, value: object, device: torch.device) -> None:
+    """Raise BackendMissing without Triton, InputError on a device that its kernels do not run on."""
+    if find_spec("triton") is None:
+        raise BackendMissing("triton", "triton", "the Mesa layer's GPU kernel")
+    if device.type != "meta" and not mesa_triton_available(device):
+        raise InputError(
+            argument, value, f"a GPU, not {device}", "on CPU use another solver, or set TRITON_INTERPRET=1"
+        )
 
 
 def mesa_triton_solve(
@@ -161,10 +172,7 @@ def _check(
         raise InputError("init", init, "'diag', 'zero' or 'query'")
     if chunk_size not in (None, 16, 32, 64):
         raise InputError("chunk_size", chunk_size, "16, 32 or 64")
-    if find_spec("triton") is None:
-        raise BackendMissing("triton", "triton", "the Mesa layer's GPU kernel")
-    if q.device.type != "meta" and not mesa_triton_available(q.device):
-        raise InputError("q.device", str(q.device), "a GPU", "on CPU use another solver, or set TRITON_INTERPRET=1")
+    check_triton("q.device", str(q.device), q.device)
 
 
 def _tidy(*tensors: Tensor) -> list[Tensor]:

@@ -56,6 +56,7 @@ from commissure.nn.mesa_solvers import (
     solve_cg,
     solve_cholesky,
     solve_sequential,
+    solve_triton,
 )
 from commissure.nn.padding import check_sequence, check_step, valid, zero_padding
 
@@ -74,6 +75,7 @@ SOLVERS = {
     "cg": solve_cg,
     "cholesky": solve_cholesky,
     "sequential": solve_sequential,
+    "triton": solve_triton,
 }
 
 
@@ -134,8 +136,9 @@ def mesa_attention(
     """Outputs of the Mesa layer; g = log gamma <= 0 (-inf forgets everything), beta in [0, 1], lamb > 0.
 
     `solver` is "cholesky" (compiled, CPU), "block_rls" (exact, torch alone, any device), "cg" (the paper's: at most
-    `max_cg_steps`, or until |r| <= cg_eps |r_0|, from `cg_init` "diag", "zero" or "query"), "sequential" (a loop), or
-    "auto": cholesky where it can run, else block_rls.  The backward solves with `backward_solver` (default the same).
+    `max_cg_steps`, or until |r| <= cg_eps |r_0|, from `cg_init` "diag", "zero" or "query"), "sequential" (a loop),
+    "triton" ("cg" as GPU kernels, never run on a GPU yet, hence not in "auto"), or "auto": cholesky where it can run,
+    else block_rls.  The backward solves with `backward_solver` (default the same).
     `cu_seqlens` [N + 1] cuts the one row of a batch of 1 into N sequences, with N rows of states.  Half-precision
     inputs are computed in float32 and outputs cast back; states are float32, or float64 for float64.
 
@@ -180,6 +183,10 @@ def solver_for(name: str, device: torch.device) -> str:
         raise InputError("solver", name, f"one of auto, {', '.join(sorted(SOLVERS))}")
     if name == "cholesky" and device.type != "cpu":
         raise InputError("solver", name, f"another one on {device}", "the kernel runs on the CPU; pass solver='auto'")
+    if name == "triton":
+        from commissure.native.mesa_triton import check_triton
+
+        check_triton("solver", name, device)
     return name
 
 

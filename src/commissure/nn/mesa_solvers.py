@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -104,6 +104,15 @@ def solve_cholesky(system: System, options: CGOptions) -> Solution:
 def solve_sequential(system: System, options: CGOptions) -> Solution:
     """One dense factorization after the other."""
     return _direct(mesa_solve_reference, system)
+
+
+def solve_triton(system: System, options: CGOptions) -> Solution:
+    """Conjugate gradients by the Triton kernels, each element to its own relative residual."""
+    from commissure.native.mesa_triton import mesa_triton_solve
+
+    init = cast(Literal["diag", "zero", "query"], options.init)
+    found = mesa_triton_solve(*system, eps=options.eps, max_steps=options.max_steps, init=init)
+    return Solution(found.x, found.h_kk, found.cg_steps.long())
 
 
 def solve_cg(system: System, options: CGOptions) -> Solution:

@@ -14,8 +14,9 @@ When to use: width without heads, the smallest state; it cannot look up by key, 
 | Lambda, c | `decay` (L), `SHARPNESS` |
 | W_a, W_x | `a_proj`, `b_proj` |
 
-De et al., arXiv 2402.19427, section 2.4 (equations 1-4) and figure 2; dense gates, no reset at the first element;
-width 1.25 dim as in the Hawk-Mesa model of arXiv 2506.05233.
+De et al., arXiv 2402.19427, section 2.4 (equations 1-4) and figure 2; no reset at the first element; width 1.25 dim as
+in the Hawk-Mesa model of arXiv 2506.05233.  `gate_blocks=16` gives the block-diagonal W_a, W_x of that paper's
+experiments, with which a Hawk block has as many parameters as attention.
 """
 
 from __future__ import annotations
@@ -49,23 +50,27 @@ class RGLRUState(NamedTuple):
 class RGLRU(nn.Module):
     """One Hawk block as a sequence mixer; the recurrence has round(width * dim) channels.
 
+    `gate_blocks`: blocks on the diagonal of W_a and W_x, nothing beside them; it divides the channels (1: dense).
+
     >>> layer = RGLRU(8)
     >>> y, state = layer(torch.zeros(2, 3, 8))
     >>> y.shape, state.hidden.shape
     (torch.Size([2, 3, 8]), torch.Size([2, 10]))
     """
 
-    def __init__(self, dim: int, *, width: float = 1.25, conv_size: int = 4) -> None:
+    def __init__(self, dim: int, *, width: float = 1.25, conv_size: int = 4, gate_blocks: int = 1) -> None:
         super().__init__()
         inner = round(width * dim)
         for name, size in {"dim": dim, "width * dim": inner, "conv_size": conv_size}.items():
             if size < 1:
                 raise InputError(name, size, "an integer >= 1")
+        if gate_blocks < 1 or inner % gate_blocks:
+            raise InputError("gate_blocks", gate_blocks, f"a divisor of width * dim = {inner}", "1 is one dense block")
         self.dim, self.inner, self.conv_size = dim, inner, conv_size
         self.in_proj = nn.Linear(dim, inner, bias=False)
         self.gate_proj = nn.Linear(dim, inner, bias=False)
         self.conv1d = ShortConvolution(inner, conv_size)
-        self.a_proj, self.b_proj = nn.Linear(inner, inner), nn.Linear(inner, inner)
+        self.a_proj, self.b_proj = BlockLinear(inner, gate_blocks), BlockLinear(inner, gate_blocks)
         self.decay = nn.Parameter(torch.empty(inner))
         self.out_proj = nn.Linear(inner, dim, bias=False)
         self._init_weights()
@@ -122,6 +127,22 @@ class RGLRU(nn.Module):
         with torch.no_grad():
             rate = -self.decay.uniform_(0.9, 0.999).log() / SHARPNESS
             self.decay.copy_(torch.log(torch.expm1(rate)))  # the inverse of softplus
+
+
+class BlockLinear(nn.Linear):
+    """W x + b, W block-diagonal: `weight` is (width, width / blocks), the blocks below each other."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__(width // blocks, width)
+        self.blocks = blocks
+
+    def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Each block reads its own channels."""
+        if self.blocks == 1:
+            return super().forward(input)
+        weight = self.weight.unflatten(0, (self.blocks, -1))
+        read = torch.einsum("...bi,boi->...bo", input.unflatten(-1, (self.blocks, -1)), weight)
+        return read.flatten(-2) + self.bias
 
 
 def linear_recurrence(

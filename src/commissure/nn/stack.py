@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 from commissure.core.config import Config
 from commissure.core.errors import InputError
+from commissure.core.files import replacing
 from commissure.core.mixer import SequenceMixer, State
 from commissure.core.rng import isolated
+from commissure.nn.decay import exempt, exempted
 from commissure.nn.names import ROTARY, MixerFactory, mixer
 from commissure.nn.padding import check_batch, check_lengths, check_sequence, check_step, valid, zero_padding
 
@@ -261,8 +263,10 @@ class Stack(nn.Module):
         """Write the weights as safetensors, the configuration (names of mixers only) in the metadata."""
         from safetensors.torch import save_file
 
+        metadata = {"format": _FORMAT, "config": self.config.model_dump_json()}
         weights = {name: t.detach().contiguous() for name, t in self.state_dict().items()}
-        save_file(weights, str(path), metadata={"format": _FORMAT, "config": self.config.model_dump_json()})
+        with replacing(path) as partial:
+            save_file(weights, partial, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | Path, *, mixer: MixerFactory | None = None) -> Stack:
@@ -281,7 +285,9 @@ class Stack(nn.Module):
         with isolated(0, "load"):  # the weights drawn here are replaced below; the caller's generator stays put
             model = cls(entries, **config.model_dump(exclude={"mixers"}))  # type: ignore[arg-type]
         _check_weights(model, weights)
+        marked = exempted(model)
         model.load_state_dict(weights, assign=True)
+        exempt(model, marked)
         return model
 
     def _blocks(self) -> Iterable[Block]:

@@ -22,6 +22,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from commissure.core.errors import InputError
+from commissure.nn.decay import exempt, exempted
 
 __all__ = ["Processes", "Strategy", "distribute_like", "joined", "whole"]
 
@@ -47,14 +48,12 @@ class Processes:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
 
-            marked = {name for name, p in module.named_parameters() if getattr(p, "_no_weight_decay", False)}
+            marked = exempted(module)
             mesh = init_device_mesh(next(module.parameters()).device.type, (self.size,))
             for part in [block for m in module.modules() if isinstance(m, nn.ModuleList) for block in m]:
                 fully_shard(part, mesh=mesh)
             fully_shard(module, mesh=mesh)
-            for name, parameter in module.named_parameters():  # sharding makes new parameters, without the mark
-                if name in marked:
-                    parameter._no_weight_decay = True  # type: ignore[attr-defined]
+            exempt(module, marked)
         return module
 
     def unwrap(self, module: nn.Module) -> nn.Module:
