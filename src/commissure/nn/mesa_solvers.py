@@ -34,13 +34,15 @@ __all__ = ["CGOptions", "Solution", "solve_block_rls", "solve_cg", "solve_choles
 BLOCK = 16
 # Largest matrix whose factor LAPACK inverts faster than products of its halves do.
 LEAF = 16
+# Elements the hybrid works on together on a CPU: what it needs for them stays in the second-level cache.
+TOGETHER = 1024
 # Relative error (in energy) and residual at which the hybrid stops: the error of a float32 output stays below 1e-5.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 2.0**-52}
 # Above this product of a chunk's gates the preconditioned iteration (at most 12 steps in single precision) is faster
 # than plain conjugate gradients, whose condition number grows as 1 / (1 - gamma).
 LEAST_PRODUCT = math.exp(-2.0)
 # Rows that still iterate are copied together once a quarter has stopped: a copy costs about what one step does.
-LEAVING = 0.75
+LEAVING = 0.5
 
 
 class CGOptions(NamedTuple):
@@ -225,15 +227,16 @@ def _hybrid(operator: Operator, b: Tensor) -> Rows:
     needed = _iterations(operator.within[:, -1, 0], b.dtype)
     steps = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
     answer = Rows(torch.empty_like(b), steps, torch.zeros_like(steps, dtype=torch.bool))
+    at_once = max(1, TOGETHER // b.shape[1]) if b.device.type == "cpu" else len(b)
     for count in needed.unique().tolist():
-        rows = (needed == count).nonzero()[:, 0]
-        part, part_b = (operator, b) if len(rows) == len(b) else (operator.take(rows), b[rows])
-        if count:
-            answer.x.index_copy_(0, rows, _block_rls(part, part_b, count))
-            answer.steps[rows] = count - 1
-            continue
-        guess = torch.zeros_like(part_b)
-        answer.put(rows, *conjugate_gradients(part, guess, part_b.clone(), 2 * b.shape[2] + 50, TOLERANCE[b.dtype]))
+        for rows in (needed == count).nonzero()[:, 0].split(at_once):
+            part, r = operator.take(rows), b.index_select(0, rows)
+            if count:
+                answer.x.index_copy_(0, rows, _block_rls(part, r, count))
+                answer.steps[rows] = count - 1
+            else:
+                most = 2 * b.shape[2] + 50
+                answer.put(rows, *conjugate_gradients(part, torch.zeros_like(r), r, most, TOLERANCE[b.dtype]))
     return answer
 
 
@@ -252,7 +255,7 @@ def _iterations(product: Float[Tensor, " rows"], dtype: torch.dtype) -> Int[Tens
 
 
 def _block_rls(operator: Operator, b: Tensor, count: int) -> Tensor:
-    """x by `count` applications of M^-1: Chebyshev's semi-iteration, from zero, on (N + w Lambda) x = b / zeta.
+    """x, `operator` and `b` overwritten, by `count` applications of M^-1: Chebyshev's semi-iteration, from zero, on (N + w Lambda) x = b / zeta.
 
     N = M / zeta = H_c + c0 Lambda + sum_i (beta_i / zeta_i) k_i k_i^T and w = 1 / zeta - c0, so that A - M is diagonal.
     With P = (H_c + c0 Lambda)^-1 and L L^T = I + K P K^T, the inverses for all t are N_t^-1 = P - sum_{i <= t} f_i f_i^T
@@ -260,11 +263,11 @@ def _block_rls(operator: Operator, b: Tensor, count: int) -> Tensor:
     """
     zeta = operator.within[:, :, :1]
     c0 = zeta[:, -1:].rsqrt()
-    start = operator.states * operator.start[:, :1]
+    start = operator.states.mul_(operator.start[:, :1])
     start.diagonal(dim1=1, dim2=2).addcmul_(c0[:, 0], operator.lamb[:, 0])
     root = _inverse_factor(start)
     inverse = torch.bmm(root.mT, root)
-    keys = operator.keys * (operator.gates[:, :, None] / zeta).sqrt_()
+    keys = operator.keys.mul_((operator.gates[:, :, None] / zeta).sqrt_())
     factor = torch.bmm(keys, inverse)
     gram = torch.bmm(keys, factor.mT)
     gram.diagonal(dim1=1, dim2=2).add_(1.0)
@@ -275,7 +278,7 @@ def _block_rls(operator: Operator, b: Tensor, count: int) -> Tensor:
         torch.bmm(r, factor.mT, out=scores).tril_()
         return torch.bmm(r, inverse, out=y).baddbmm_(scores, factor, alpha=-1.0)
 
-    b = b / zeta
+    b.div_(zeta)
     w = zeta.reciprocal() - c0
     center, square = 1 + 0.5 * w / c0, (0.5 * w / c0).square_()
     tau = center.reciprocal()
