@@ -48,11 +48,12 @@ class Head {
     static constexpr int L = Lane<T>::L, C = kChunk, M = kBlockRows, N = kBlockVectors;
     static_assert(C % (N * L) == 0 && C % M == 0, "chunks are whole blocks");
     using V = LaneVec<T>;
+    using W = Wide<T>;
 
    public:
     Head(const AttentionView& view, bool backward)
         : m(view), D(int(m.dim)), E(int(m.value_dim)), Dp(padded_to_chunk(D)), Ep(padded_to_chunk(E)),
-          chunks((m.time + C - 1) / C), segment(Dp / C > kSegment ? Dp / C : kSegment), state(size_t(Dp) * Ep),
+          chunks((m.time + C - 1) / C), segment(Dp / C > kSegment ? Dp / C : kSegment), gamma(size_t(m.time)), state(size_t(Dp) * Ep),
           q(size_t(C) * Dp), k(q.size()), v(size_t(C) * Ep), e(backward ? v.size() : 0), written(v.size()),
           y(v.size()), k_t(q.size()), q_t(backward ? q.size() : 0), v_t(backward ? v.size() : 0), e_t(v_t.size()),
           x_t(backward ? q.size() : 0), x(x_t.size()), scores(size_t(C) * C), d_scores(scores.size()),
@@ -62,10 +63,13 @@ class Head {
 
     void forward(int64_t task) {
         const int64_t b = task / m.heads, h = task % m.heads;
+        open_gates(task);
         load_state(state, in(m.initial), task);
         for (int64_t t = 0; t < m.time; t += C) {
             const int count = gather(b, t, h);
+            decay(t);
             rows(q, Dp, in(m.q), D);
+            prefetch(1, m.q, D), prefetch(1, m.k, D), prefetch(1, m.v, E);
             turn(k, Dp, k_t);
             multiply(scores, C, C, C, nullptr, 0, {q, size_t(Dp), 1, k_t, C, D});
             for (int r = 0; r < C; ++r)
@@ -73,13 +77,14 @@ class Head {
             multiply(y, Ep, C, Ep, nullptr, 0, {q, size_t(Dp), 1, state, size_t(Ep), D});
             multiply(y, Ep, C, Ep, start, 1, {scores, C, 1, v, size_t(Ep), C, Shape::lower});
             advance();
-            for (int l = 0; l < count; ++l) std::memcpy(out(m.o) + token[l] * E, y + size_t(l) * Ep, E * sizeof(T));
+            for (int l = 0; l < count; ++l) copy(out(m.o) + token[l] * E, y + size_t(l) * Ep, E);
         }
         store_state(out(m.final_state), state, task);
     }
 
     void backward(int64_t task) {
         const int64_t b = task / m.heads, h = task % m.heads;
+        open_gates(task);
         load_state(state, in(m.initial), task);
         const size_t size = state.size();
         const int64_t segments = (chunks + segment - 1) / segment;
@@ -87,6 +92,7 @@ class Head {
             if (chunk % segment == 0) std::memcpy(kept + size * (chunk / segment), state, size * sizeof(T));
             if (chunk >= (segments - 1) * segment) break;
             gather(b, chunk * C, h);
+            prefetch(1, m.k, D), prefetch(1, m.v, E);
             advance();
         }
         load_state(d_state, in(m.d_final), task);
@@ -108,12 +114,13 @@ class Head {
     const AttentionView& m;
     int D, E, Dp, Ep;
     int64_t chunks, segment;
+    Buffer<double> gamma;                         // of all tokens
     Buffer<T> state;                              // before the chunk
     Buffer<T> q, k, v, e, written, y;             // [token][element]; e = d_o, written = beta v decayed to the end
     Buffer<T> k_t, q_t, v_t, e_t, x_t, x;         // [element][token]; x: a result on its way out
     Buffer<T> scores, d_scores, turned, within;   // [token][token], within[t][i] = gamma_{i+1} ... gamma_t
     Buffer<T> d_state, kept, states;
-    alignas(64) T beta[C], start[C], end[C];      // decay from the chunk's start to each token, from each to its end
+    alignas(64) T beta[C], start[C], end[C], total;  // decay from the chunk's start to each token, from each to its end
     int64_t token[C];                             // index into [B,T,H]
     int live = 0;                                 // tokens in this chunk
 
@@ -130,27 +137,59 @@ class Head {
         for (int i = 0; i < D; ++i) std::memcpy(to + (size_t(task) * D + i) * E, from + size_t(i) * Ep, E * sizeof(T));
     }
 
-    // The chunk's keys, values and decays; tokens after the last write nothing and forget nothing.
+    // The decays of all gates of a head.
+    void open_gates(int64_t task) {
+        const T* from = in(m.g) + task / m.heads * m.time * m.heads + task % m.heads;
+        for (int64_t t = 0; t < m.time; ++t) gamma[t] = std::exp(double(from[t * m.heads]));
+    }
+    // The chunk's keys, values and decays to its end; tokens after the last write nothing and forget nothing.
     int gather(int64_t b, int64_t t, int64_t h) {
         live = int(m.time - t < C ? m.time - t : C);
-        for (int l = 0; l < C; ++l) token[l] = (b * m.time + t + l) * m.heads + h;
+        for (int l = 0; l < C; ++l) {
+            token[l] = (b * m.time + t + l) * m.heads + h;
+            beta[l] = l < live ? (m.beta ? in(m.beta)[token[l]] : T(1)) : T(0);
+        }
         rows(k, Dp, in(m.k), D);
         rows(v, Ep, in(m.v), E);
-        double gamma[C], product = 1, line[C] = {};
-        for (int l = 0; l < C; ++l) {
-            gamma[l] = l < live ? std::exp(double(in(m.g)[token[l]])) : 1.0;
-            beta[l] = l < live ? (m.beta ? in(m.beta)[token[l]] : T(1)) : T(0);
-            start[l] = T(product *= gamma[l]);
-            for (int i = 0; i < C; ++i) line[i] *= gamma[l];
-            line[l] = 1;
-            for (int i = 0; i < C; ++i) within[l * C + i] = T(line[i]);
+        double product = 1;
+        for (int l = C - 1; l >= 0; --l) {
+            end[l] = T(product);
+            if (l < live) product *= gamma[t + l];
         }
-        std::memcpy(end, within + (C - 1) * C, sizeof(end));
+        total = T(product);
         return live;
     }
+    // The decays from its start and inside it.
+    void decay(int64_t t) {
+        alignas(64) double line[C] = {};
+        double product = 1;
+        for (int l = 0; l < C; ++l) {
+            const double own = l < live ? gamma[t + l] : 1;
+            start[l] = T(product *= own);
+            for (int i = 0; i < C; i += L) {
+                const W now = W::load(line + i) * W::splat(own);
+                now.store(line + i);
+                vec(within + l * C + i) = now.narrow();
+            }
+            line[l] = within[l * C + l] = 1;
+        }
+    }
     void rows(T* to, int width, const T* from, int n) {
-        for (int l = 0; l < live; ++l) std::memcpy(to + size_t(l) * width, from + token[l] * n, n * sizeof(T));
+        for (int l = 0; l < live; ++l) copy(to + size_t(l) * width, from + token[l] * n, n);
         if (live < C) std::memset(to + size_t(live) * width, 0, size_t(C - live) * width * sizeof(T));
+    }
+    COMMISSURE_INLINE static void copy(T* to, const T* from, int n) {
+        int i = 0;
+        for (; i + L <= n; i += L) std::memcpy(to + i, from + i, sizeof(V));
+        for (; i < n; ++i) to[i] = from[i];
+    }
+    // A head's rows lie apart: the next chunk's are asked for while this one is worked on.
+    void prefetch(int64_t chunks_away, const void* array, int n) const {
+        const int64_t away = chunks_away * C * m.heads * n;
+        if (!array) return;
+        for (int l = 0; l < live; ++l)
+            for (int i = 0; i < n; i += 64 / int(sizeof(T)))
+                __builtin_prefetch(in(array) + token[l] * n + away + i, 0, 2);
     }
     // The state after the chunk.
     void advance() {
@@ -158,7 +197,7 @@ class Head {
             const T weight = beta[l] * end[l];
             for (int j = 0; j < Ep; j += L) vec(written + size_t(l) * Ep + j) = vec(v + size_t(l) * Ep + j) * weight;
         }
-        multiply(state, Ep, Dp, Ep, start + C - 1, 0, {k, 1, size_t(Dp), written, size_t(Ep), C});
+        multiply(state, Ep, Dp, Ep, &total, 0, {k, 1, size_t(Dp), written, size_t(Ep), C});
     }
     // [token][element] to [element][token]
     void turn(const T* from, int width, T* to) {
@@ -197,30 +236,37 @@ class Head {
                     }
                 }
                 T* to_row = result + size_t(i) * width + j;
-                for (int r = 0; r < M; ++r)
+                for (int r = 0; r < M; ++r) {
+                    const T kept = scale ? scale[(i + r) * each] : T(0);
                     for (int s = 0; s < N; ++s) {
                         V& place = vec(to_row + size_t(r) * width + s * L);
-                        place = scale ? c[r][s] + place * scale[(i + r) * each] : c[r][s];
+                        place = scale ? c[r][s] + place * kept : c[r][s];
                     }
+                }
             }
     }
 
     // Gradients of one chunk from the state before it and the gradient of that after it, which becomes that before it.
     void retreat(int64_t b, int64_t t, int64_t h, const T* before) {
         gather(b, t, h);
+        decay(t);
         rows(q, Dp, in(m.q), D);
         rows(e, Ep, in(m.d_o), E);
+        if (t >= segment * C)
+            for (const void* array : {m.q, m.k}) prefetch(-segment, array, D);
+        if (t >= segment * C)
+            for (const void* array : {m.v, m.d_o}) prefetch(-segment, array, E);
         turn(q, Dp, q_t), turn(k, Dp, k_t), turn(v, Ep, v_t), turn(e, Ep, e_t);
         alignas(64) T arriving[C], leaving[C], crossing[C];
         score(crossing);
-        const T through = start[C - 1] * overlap(before, d_state);
+        const T through = total * overlap(before, d_state);
         query_gradients(before, arriving);
         key_gradients(leaving);
         value_gradients();
         gate_gradients(arriving, leaving, crossing, through);
         for (int l = 0; l < C; ++l)
             for (int j = 0; j < Ep; j += L) vec(written + size_t(l) * Ep + j) = vec(e + size_t(l) * Ep + j) * start[l];
-        multiply(d_state, Ep, Dp, Ep, start + C - 1, 0, {q, 1, size_t(Dp), written, size_t(Ep), C});
+        multiply(d_state, Ep, Dp, Ep, &total, 0, {q, 1, size_t(Dp), written, size_t(Ep), C});
     }
     // Scores and their gradients, both with decays; what crosses each gate from token to token.
     void score(T* crossing) {
@@ -285,7 +331,7 @@ class Head {
     }
     void emit(T* to) {
         turn_back(x_t, Dp, x);
-        for (int l = 0; l < live; ++l) std::memcpy(to + token[l] * D, x + size_t(l) * Dp, D * sizeof(T));
+        for (int l = 0; l < live; ++l) copy(to + token[l] * D, x + size_t(l) * Dp, D);
     }
     void value_gradients() {
         multiply(y, Ep, C, Ep, nullptr, 0, {k, size_t(Dp), 1, d_state, size_t(Ep), D});
@@ -293,7 +339,7 @@ class Head {
         for (int l = 0; l < live; ++l) {
             T* row = y + size_t(l) * Ep;
             for (int j = 0; j < Ep; j += L) vec(row + j) *= beta[l];
-            std::memcpy(out(m.d_v) + token[l] * E, row, E * sizeof(T));
+            copy(out(m.d_v) + token[l] * E, row, E);
         }
     }
     void gate_gradients(const T* arriving, const T* leaving, const T* crossing, T through) {

@@ -282,7 +282,7 @@ def _backward(
     u, d_k, d_v, d_g, d_beta, d_h_kv = attend_backward(x, k, v, g, beta, states, d_o, d_h_kv, **how)
     y = _solve(options.backward_solver, System(u, *(t.to(x.dtype) for t in (k, g, beta, lamb, h_kk))), options.cg).x
     del u
-    d_lamb = -torch.einsum("bthd,bthd->hd", x, y)
+    d_lamb = (x * y).sum((0, 1)).neg_()
     # Minus the gradients of sum_t y_t^T H_t x_t, where k is key and value; segment by segment, onto what is there.
     states = states_of(k, k, g, beta, h_kk, **how)
     if native:
