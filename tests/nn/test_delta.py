@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -67,7 +69,7 @@ def test_gradients_equal_those_of_the_recurrence(monkeypatch, time, segment, gat
 def test_gradcheck(gates):
     inputs = arguments(7, gates, batch=1)
     if inputs[3] is not None:
-        inputs[3].clamp_(min=-50)  # finite differences of -inf mean nothing
+        inputs[3].clamp_(min=-50, max=-1e-3)  # finite differences of -inf mean nothing, and above 0 there is no gate
     beta = inputs[4].clamp(0.01, 0.99)
     roots = [t if t is None else t.requires_grad_() for t in (*inputs[:4], beta, inputs[5])]
     assert torch.autograd.gradcheck(lambda *args: delta_rule(*args, chunk_size=3), roots)
@@ -188,6 +190,25 @@ def test_bad_input_is_named():
                 function(**inputs)
     with pytest.raises(InputError, match="chunk_size = 0"):
         delta_rule(q, k, v, g, beta, chunk_size=0)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "initial_state"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_not_finite_are_refused(name, value):
+    inputs = dict(zip(("q", "k", "v", "g", "beta", "initial_state"), arguments(5), strict=True))
+    inputs[name][1, 1, 0, 2] = value
+    with pytest.raises(InputError, match=rf"{name}\[1, 1, 0, 2\] = {value}: expected finite"):
+        delta_rule(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("g", 0.1), ("g", math.nan), ("beta", -0.1), ("beta", 1.5), ("beta", math.nan)]
+)
+def test_gates_out_of_range_are_refused(name, value):
+    inputs = dict(zip(("q", "k", "v", "g", "beta", "initial_state"), arguments(5), strict=True))
+    inputs[name][1, 3, 0] = value
+    with pytest.raises(InputError, match=rf"{name}\[1, 3, 0\] = {value}"):
+        delta_rule(**inputs)
 
 
 @pytest.mark.parametrize("layer_type", [DeltaNet, GatedDeltaNet])

@@ -201,6 +201,29 @@ def test_bad_input_is_named():
                 function(**inputs)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("log_input", math.nan),
+        ("log_input", math.inf),
+        ("log_forget", 0.1),
+        ("log_forget", math.nan),
+        ("q", math.nan),
+        ("k", math.inf),
+        ("v", -math.inf),
+    ],
+)
+def test_values_out_of_range_are_refused(name, value):
+    q, k, v, log_input, log_forget, memory = arguments(5)
+    inputs = {"q": q, "k": k, "v": v, "log_input": log_input, "log_forget": log_forget}
+    inputs[name][1, 3, 0] = value
+    with pytest.raises(InputError, match=rf"{name}\[1, 3, 0(, 0)?\] = {value}"):
+        matrix_lstm(**inputs)
+    memory.stabilizer[0, 1] = math.nan
+    with pytest.raises(InputError, match=r"initial_state.stabilizer\[0, 1\] = nan"):
+        matrix_lstm(*arguments(5)[:5], memory)
+
+
 def test_impossible_sizes_are_refused():
     for sizes in ({"heads": 0}, {"head_dim": 0}, {"value_dim": 0}, {"conv_size": 0}, {"chunk_size": 0}):
         with pytest.raises(InputError, match=next(iter(sizes))):

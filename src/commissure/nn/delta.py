@@ -50,6 +50,7 @@ from commissure.nn.linear_attention import (
     from_chunks,
     to_chunks,
 )
+from commissure.nn.mesa_checks import check_values, input_gate, log_gate
 from commissure.nn.padding import check_sequence, check_step, zero_padding
 
 __all__ = ["DeltaNet", "DeltaNetState", "GatedDeltaNet", "delta_rule", "delta_rule_reference"]
@@ -130,7 +131,7 @@ class DeltaNet(nn.Module):
         # With beta = 0 and g = 0 the memory stays as it is, so padding needs nothing else.
         g, beta = self.log_forget(x), zero_padding(self.b_proj(x).sigmoid(), lengths)
         g = None if g is None else zero_padding(g, lengths)
-        o, memory = delta_rule(q, k, v, g, beta, state.memory, chunk_size=self.chunk_size)
+        o, memory = _delta_rule(q, k, v, g, beta, state.memory, self.chunk_size)
         return self.output(o), DeltaNetState(conv, memory)
 
     def log_forget(self, x: Float[Tensor, "batch time dim"]) -> Float[Tensor, "batch time heads"] | None:
@@ -179,7 +180,8 @@ def delta_rule(
     """Outputs and final state; keys no longer than 1, beta in [0, 1], g = log gamma <= 0 (None: 0; -inf forgets all).
 
     Any length, zero included.  Half-precision inputs are computed in float32: outputs in `v`'s dtype, the state in
-    float32 (float64 for float64).  `chunk_size` changes no result.
+    float32 (float64 for float64).  `chunk_size` changes no result.  Raises InputError for shapes, NaN, and gates out of
+    range (naming the first).
 
     >>> one, zero = torch.ones(1, 3, 1, 1), torch.zeros(1, 3, 1)
     >>> delta_rule(one, one, 2 * one, zero, zero + 0.5)[0].flatten().tolist()
@@ -190,6 +192,16 @@ def delta_rule(
     if chunk_size < 1:
         raise InputError("chunk_size", chunk_size, "an integer >= 1")
     state = _empty_memory(q, v) if initial_state is None else initial_state
+    finite = {"q": q, "k": k, "v": v, "initial_state": state}
+    check_values(finite, {"g": log_gate(g), "beta": input_gate(beta)})
+    return _delta_rule(q, k, v, g, beta, state, chunk_size)
+
+
+def _delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, state: Tensor, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """`delta_rule` without checks."""
+    g = beta.new_zeros(q.shape[:3]) if g is None else g
     if q.shape[1] == 1:  # decoding: one element needs no chunks
         return delta_rule_reference(q, k, v, g, beta, state)
     return _DeltaRule.apply(q, k, v, g, beta, state, chunk_size)

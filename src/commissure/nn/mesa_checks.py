@@ -1,4 +1,4 @@
-"""What `mesa_attention` refuses at its boundary: one reduction a tensor where all is well, a search where it is not.
+"""What `mesa_attention` and its kin refuse at their boundary: one reduction a tensor where all is well, else a search.
 
 The order is cheap first: a sum is finite only if every element is (a finite sum that overflows is looked at again), the
 extremes of the gates tell NaN as well.  Initial states are symmetrized and must be positive semidefinite to rounding.
@@ -6,8 +6,11 @@ extremes of the gates tell NaN as well.  Initial states are symmetrized and must
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Mapping
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +19,16 @@ from torch import Tensor
 from commissure.core.errors import CommissureWarning, InputError
 from commissure.nn.linear_attention import check_shapes
 
-__all__ = ["check_cg", "check_operands", "check_state", "sequence_bounds"]
+__all__ = [
+    "Gate",
+    "check_cg",
+    "check_operands",
+    "check_state",
+    "check_values",
+    "input_gate",
+    "log_gate",
+    "sequence_bounds",
+]
 
 FIRST_GUESSES = ("diag", "zero", "query")
 # Rounding leaves H unsymmetric and its least eigenvalue below zero by far less than this part of its largest entry.
@@ -45,14 +57,45 @@ def check_operands(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, lam
     for name, x in named.items():
         if not x.dtype.is_floating_point or x.device != q.device:
             raise InputError(name, f"{x.dtype} on {x.device}", f"a floating-point tensor on {q.device}, as q")
+    smallest = torch.finfo(lamb.dtype).tiny
+    positive = Gate(lamb, smallest, torch.finfo(lamb.dtype).max, "a finite number > 0")
+    check_values({"q": q, "k": k, "v": v}, {"g": log_gate(g), "beta": input_gate(beta), "lamb": positive})
+
+
+class Gate(NamedTuple):
+    """Numbers with their least and greatest allowed one."""
+
+    values: Tensor
+    least: float
+    most: float
+    allowed: str
+    fix: str = ""
+
+
+def log_gate(g: Tensor) -> Gate:
+    """Logarithms of forget gates."""
+    return Gate(g, -math.inf, 0.0, "log gamma <= 0 (-inf forgets everything)", "pass the logarithm of the gate")
+
+
+def input_gate(beta: Tensor) -> Gate:
+    """Input gates and write strengths."""
+    return Gate(beta, 0.0, 1.0, "a number in [0, 1]")
+
+
+def check_values(finite: Mapping[str, Tensor], gates: Mapping[str, Gate]) -> None:
+    """Raise `InputError` for what is not finite and for gates outside their range; one wait for the device."""
     with torch.no_grad():
-        if _all_well(q, k, v, g, beta, lamb):
+        sums = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite() for x in finite.values()]
+        extremes = [(gate, *gate.values.aminmax()) for gate in gates.values() if gate.values.numel()]
+        if bool(
+            torch.stack([*sums, *((gate.least <= low) & (high <= gate.most) for gate, low, high in extremes)]).all()
+        ):
             return
-        for name in ("q", "k", "v"):
-            _refuse(name, named[name], ~named[name].isfinite(), "finite numbers")
-        _refuse("g", g, ~(g <= 0), "log gamma <= 0 (-inf forgets everything)", "pass the logarithm of the gate")
-        _refuse("beta", beta, ~((beta >= 0) & (beta <= 1)), "a number in [0, 1]")
-        _refuse("lamb", lamb, ~((lamb > 0) & lamb.isfinite()), "a finite number > 0")
+        for name, x in finite.items():
+            _refuse(name, x, ~x.isfinite(), "finite numbers")
+        for name, gate in gates.items():
+            is_bad = ~((gate.values >= gate.least) & (gate.values <= gate.most))
+            _refuse(name, gate.values, is_bad, gate.allowed, gate.fix)
 
 
 def check_state(
@@ -108,16 +151,6 @@ def sequence_bounds(cu_seqlens: Int[Tensor, " sequences_plus_1"], batch: int, ti
         shown = f"cu_seqlens[{falls[0]}]" if falls else "cu_seqlens"
         raise InputError(shown, bounds[falls[0]] if falls else bounds, f"numbers that grow from 0 to time = {time}")
     return bounds
-
-
-def _all_well(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, lamb: Tensor) -> bool:
-    """One reduction a tensor, one wait for the device."""
-    if lamb.numel() == 0 or g.numel() == 0:
-        return bool(((lamb > 0) & lamb.isfinite()).all())
-    least, most = beta.aminmax()
-    low, high = lamb.aminmax()
-    sums = torch.stack([x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).double() for x in (q, k, v)])
-    return bool(sums.isfinite().all() & (g.amax() <= 0) & (least >= 0) & (most <= 1) & (low > 0) & high.isfinite())
 
 
 def _refuse(name: str, x: Tensor, is_bad: Tensor, allowed: str, fix: str = "") -> None:

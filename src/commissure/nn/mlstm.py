@@ -23,6 +23,7 @@ arXiv 2506.05233, appendix E (no L2 norm of q and k).
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from commissure.core.errors import InputError
 from commissure.nn.heads import FORGET_BIAS, ConvState, HeadInputs, HeadOutput, gate_projection, head_sizes
 from commissure.nn.linear_attention import check_shapes, compute_dtype, gated_linear_attention
+from commissure.nn.mesa_checks import Gate, check_values, log_gate
 from commissure.nn.padding import check_sequence, check_step, valid, zero_padding
 
 __all__ = ["MLSTM", "MLSTMMemory", "MLSTMState", "matrix_lstm", "matrix_lstm_reference"]
@@ -118,7 +120,7 @@ class MLSTM(nn.Module):
         log_input, log_forget = self.b_proj(x), zero_padding(F.logsigmoid(self.a_proj(x)), lengths)
         if lengths is not None:  # i = 0 and f = 1 keep the memory
             log_input = log_input.masked_fill(~valid(lengths, x.shape[1])[:, :, None], -torch.inf)
-        o, memory = matrix_lstm(q, k, v, log_input, log_forget, state.memory, chunk_size=self.chunk_size)
+        o, memory = _matrix_lstm(q, k, v, log_input, log_forget, state.memory, self.chunk_size)
         return self.output(o), MLSTMState(conv, memory)
 
 
@@ -135,7 +137,8 @@ def matrix_lstm(
     """Outputs and final memory; log_input any finite number or -inf, log_forget <= 0 (-inf forgets all before).
 
     Queries are scaled here.  Any length, zero included.  Half-precision inputs are computed in float32: outputs in
-    `v`'s dtype, the memory in float32 (float64 for float64).  `chunk_size` changes no result.
+    `v`'s dtype, the memory in float32 (float64 for float64).  `chunk_size` changes no result.  Raises InputError for
+    shapes, NaN, and gates out of range (naming the first).
 
     >>> one, zero = torch.ones(1, 2, 1, 1), torch.zeros(1, 2, 1)
     >>> matrix_lstm(one, one, 3 * one, zero + 100.0, zero)[0].flatten().tolist()
@@ -143,6 +146,16 @@ def matrix_lstm(
     """
     _check(q, k, v, log_input, log_forget, initial_state)
     memory = _empty_memory(v, (q.shape[0], *q.shape[2:], v.shape[3])) if initial_state is None else initial_state
+    finite = {"q": q, "k": k, "v": v} | {f"initial_state.{name}": x for name, x in memory._asdict().items()}
+    write = Gate(log_input, -math.inf, torch.finfo(log_input.dtype).max, "log i finite or -inf (writes nothing)")
+    check_values(finite, {"log_input": write, "log_forget": log_gate(log_forget)})
+    return _matrix_lstm(q, k, v, log_input, log_forget, memory, chunk_size)
+
+
+def _matrix_lstm(
+    q: Tensor, k: Tensor, v: Tensor, log_input: Tensor, log_forget: Tensor, memory: MLSTMMemory, chunk_size: int
+) -> tuple[Tensor, MLSTMMemory]:
+    """`matrix_lstm` without checks."""
     dtype = compute_dtype(v)
     log_input, log_forget = log_input.double(), log_forget.double()
     first = memory.stabilizer.double()
