@@ -128,8 +128,10 @@ def best_cg_solve(
         state = states[-1]
         mask = decays.within.mul_(strength[:, None, :])
         penalty = lamb.expand(piece.n_chunks * batch, heads, dim).reshape(-1, 1, dim)
+        size = queries.abs().amax(-1, keepdim=True)  # squares of tiny or huge elements would be 0 or infinite
+        queries.div_(size.masked_fill_(size == 0, 1.0))
         solved = _steps(queries, keys, mask, decays.start[:, :, None], states[:-1].flatten(0, 1), penalty, steps)
-        from_chunks(solved, piece, x)
+        from_chunks(solved.mul_(size), piece, x)
     return x
 
 
