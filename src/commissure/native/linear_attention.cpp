@@ -252,10 +252,10 @@ class Head {
         decay(t);
         rows(q, Dp, in(m.q), D);
         rows(e, Ep, in(m.d_o), E);
-        if (t >= segment * C)
-            for (const void* array : {m.q, m.k}) prefetch(-segment, array, D);
-        if (t >= segment * C)
-            for (const void* array : {m.v, m.d_o}) prefetch(-segment, array, E);
+        if (t >= segment * C) {
+            prefetch(-segment, m.q, D), prefetch(-segment, m.k, D);
+            prefetch(-segment, m.v, E), prefetch(-segment, m.d_o, E);
+        }
         turn(q, Dp, q_t), turn(k, Dp, k_t), turn(v, Ep, v_t), turn(e, Ep, e_t);
         alignas(64) T arriving[C], leaving[C], crossing[C];
         score(crossing);
