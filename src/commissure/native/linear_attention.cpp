@@ -43,83 +43,89 @@ struct Product {
     Shape shape = Shape::full;
 };
 
+// What is kept of one head while others of the group are worked on.
 template <class T>
-class Head {
+struct Memory {
+    Buffer<double> gamma;            // of all tokens
+    Buffer<T> state, d_state, kept;  // kept: states before each segment
+};
+
+template <class T>
+class Heads {
     static constexpr int L = Lane<T>::L, C = kChunk, M = kBlockRows, N = kBlockVectors;
     static_assert(C % (N * L) == 0 && C % M == 0, "chunks are whole blocks");
     using V = LaneVec<T>;
     using W = Wide<T>;
 
    public:
-    Head(const AttentionView& view, bool backward)
+    Heads(const AttentionView& view, bool backward)
         : m(view), D(int(m.dim)), E(int(m.value_dim)), Dp(padded_to_chunk(D)), Ep(padded_to_chunk(E)),
-          chunks((m.time + C - 1) / C), segment(Dp / C > kSegment ? Dp / C : kSegment), gamma(size_t(m.time)), state(size_t(Dp) * Ep),
+          chunks((m.time + C - 1) / C), segment(Dp / C > kSegment ? Dp / C : kSegment),
+          segments((chunks + segment - 1) / segment), size(size_t(Dp) * Ep),
           q(size_t(C) * Dp), k(q.size()), v(size_t(C) * Ep), e(backward ? v.size() : 0), written(v.size()),
           y(v.size()), k_t(q.size()), q_t(backward ? q.size() : 0), v_t(backward ? v.size() : 0), e_t(v_t.size()),
           x_t(backward ? q.size() : 0), x(x_t.size()), scores(size_t(C) * C), d_scores(scores.size()),
-          turned(scores.size()), within(scores.size()), d_state(backward ? state.size() : 0),
-          kept(backward ? state.size() * size_t((chunks + segment - 1) / segment) : 0),
-          states(backward ? state.size() * size_t(segment) : 0) {}
-
-    void forward(int64_t task) {
-        const int64_t b = task / m.heads, h = task % m.heads;
-        open_gates(task);
-        load_state(state, in(m.initial), task);
-        for (int64_t t = 0; t < m.time; t += C) {
-            const int count = gather(b, t, h);
-            decay(t);
-            rows(q, Dp, in(m.q), D);
-            prefetch(1, m.q, D), prefetch(1, m.k, D), prefetch(1, m.v, E);
-            turn(k, Dp, k_t);
-            multiply(scores, C, C, C, nullptr, 0, {q, size_t(Dp), 1, k_t, C, D});
-            for (int r = 0; r < C; ++r)
-                for (int j = 0; j < C; j += L) vec(scores + r * C + j) *= vec(within + r * C + j) * vec(beta + j);
-            multiply(y, Ep, C, Ep, nullptr, 0, {q, size_t(Dp), 1, state, size_t(Ep), D});
-            multiply(y, Ep, C, Ep, start, 1, {scores, C, 1, v, size_t(Ep), C, Shape::lower});
-            advance();
-            for (int l = 0; l < count; ++l) copy(out(m.o) + token[l] * E, y + size_t(l) * Ep, E);
-        }
-        store_state(out(m.final_state), state, task);
+          turned(scores.size()), within(scores.size()), states(backward ? size * size_t(segment) : 0) {
+        for (int i = 0; i < m.group; ++i)
+            memory[i] = {Buffer<double>(size_t(m.time)), Buffer<T>(size), Buffer<T>(backward ? size : 0),
+                         Buffer<T>(backward ? size * size_t(segments) : 0)};
     }
 
-    void backward(int64_t task) {
-        const int64_t b = task / m.heads, h = task % m.heads;
-        open_gates(task);
-        load_state(state, in(m.initial), task);
-        const size_t size = state.size();
-        const int64_t segments = (chunks + segment - 1) / segment;
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            if (chunk % segment == 0) std::memcpy(kept + size * (chunk / segment), state, size * sizeof(T));
-            if (chunk >= (segments - 1) * segment) break;
-            gather(b, chunk * C, h);
-            prefetch(1, m.k, D), prefetch(1, m.v, E);
-            advance();
-        }
-        load_state(d_state, in(m.d_final), task);
-        for (int64_t number = segments - 1; number >= 0; --number) {
-            const int64_t first = number * segment, last = first + segment < chunks ? first + segment : chunks;
-            std::memcpy(state, kept + size * number, size * sizeof(T));
-            for (int64_t chunk = first; chunk < last; ++chunk) {
-                std::memcpy(states + size * (chunk - first), state, size * sizeof(T));
-                if (chunk + 1 == last) break;
-                gather(b, chunk * C, h);
-                advance();
+    // A group of heads, a segment of each in turn: their rows share pages, which would be looked up anew for each head.
+    void forward(int64_t first, int64_t last) {
+        for (int64_t head = first; head < last; ++head) open(first, head);
+        for (int64_t number = 0; number < segments; ++number)
+            for (int64_t head = first; head < last; ++head) {
+                enter(first, head);
+                for (int64_t chunk = number * segment; chunk < end_of(number); ++chunk) attend(chunk * C);
             }
-            for (int64_t chunk = last - 1; chunk >= first; --chunk) retreat(b, chunk * C, h, states + size * (chunk - first));
+        for (int64_t head = first; head < last; ++head) {
+            enter(first, head);
+            store_state(out(m.final_state), state);
         }
-        store_state(out(m.d_initial), d_state, task);
+    }
+
+    void backward(int64_t first, int64_t last) {
+        for (int64_t head = first; head < last; ++head) open(first, head);
+        for (int64_t number = 0; number < segments; ++number)
+            for (int64_t head = first; head < last; ++head) {
+                enter(first, head);
+                std::memcpy(kept + size * number, state, size * sizeof(T));
+                if (number + 1 < segments)
+                    for (int64_t chunk = number * segment; chunk < end_of(number); ++chunk) {
+                        gather(chunk * C);
+                        prefetch(1, m.k, D), prefetch(1, m.v, E);
+                        advance();
+                    }
+            }
+        for (int64_t head = first; head < last; ++head) {
+            enter(first, head);
+            load_state(d_state, in(m.d_final));
+        }
+        for (int64_t number = segments - 1; number >= 0; --number)
+            for (int64_t head = first; head < last; ++head) {
+                enter(first, head);
+                retreat_segment(number);
+            }
+        for (int64_t head = first; head < last; ++head) {
+            enter(first, head);
+            store_state(out(m.d_initial), d_state);
+        }
     }
 
    private:
     const AttentionView& m;
     int D, E, Dp, Ep;
-    int64_t chunks, segment;
-    Buffer<double> gamma;                         // of all tokens
-    Buffer<T> state;                              // before the chunk
+    int64_t chunks, segment, segments;
+    size_t size;                                  // of a state
+    Memory<T> memory[kGroup];
+    int64_t head = 0, b = 0, h = 0;               // the one in work: index into [B,H], batch, head
+    double* gamma = nullptr;                      // its memory
+    T *state = nullptr, *d_state = nullptr, *kept = nullptr;
     Buffer<T> q, k, v, e, written, y;             // [token][element]; e = d_o, written = beta v decayed to the end
     Buffer<T> k_t, q_t, v_t, e_t, x_t, x;         // [element][token]; x: a result on its way out
     Buffer<T> scores, d_scores, turned, within;   // [token][token], within[t][i] = gamma_{i+1} ... gamma_t
-    Buffer<T> d_state, kept, states;
+    Buffer<T> states;                             // before each chunk of a segment
     alignas(64) T beta[C], start[C], end[C], total;  // decay from the chunk's start to each token, from each to its end
     int64_t token[C];                             // index into [B,T,H]
     int live = 0;                                 // tokens in this chunk
@@ -129,21 +135,53 @@ class Head {
     static V& vec(T* p) { return *reinterpret_cast<V*>(p); }
     static const V& vec(const T* p) { return *reinterpret_cast<const V*>(p); }
 
-    void load_state(T* to, const T* from, int64_t task) {
-        std::memset(to, 0, state.size() * sizeof(T));
-        for (int i = 0; i < D; ++i) std::memcpy(to + size_t(i) * Ep, from + (size_t(task) * D + i) * E, E * sizeof(T));
+    void enter(int64_t first, int64_t index) {
+        Memory<T>& own = memory[index - first];
+        head = index, b = index / m.heads, h = index % m.heads;
+        gamma = own.gamma, state = own.state, d_state = own.d_state, kept = own.kept;
     }
-    void store_state(T* to, const T* from, int64_t task) {
-        for (int i = 0; i < D; ++i) std::memcpy(to + (size_t(task) * D + i) * E, from + size_t(i) * Ep, E * sizeof(T));
+    void open(int64_t first, int64_t index) {
+        enter(first, index);
+        for (int64_t t = 0; t < m.time; ++t) gamma[t] = std::exp(double(in(m.g)[(b * m.time + t) * m.heads + h]));
+        load_state(state, in(m.initial));
+    }
+    int64_t end_of(int64_t number) const { return number + 1 < segments ? (number + 1) * segment : chunks; }
+    void load_state(T* to, const T* from) {
+        std::memset(to, 0, size * sizeof(T));
+        for (int i = 0; i < D; ++i) copy(to + size_t(i) * Ep, from + (size_t(head) * D + i) * E, E);
+    }
+    void store_state(T* to, const T* from) {
+        for (int i = 0; i < D; ++i) copy(to + (size_t(head) * D + i) * E, from + size_t(i) * Ep, E);
     }
 
-    // The decays of all gates of a head.
-    void open_gates(int64_t task) {
-        const T* from = in(m.g) + task / m.heads * m.time * m.heads + task % m.heads;
-        for (int64_t t = 0; t < m.time; ++t) gamma[t] = std::exp(double(from[t * m.heads]));
+    void attend(int64_t t) {
+        gather(t);
+        decay(t);
+        rows(q, Dp, in(m.q), D);
+        prefetch(1, m.q, D), prefetch(1, m.k, D), prefetch(1, m.v, E);
+        turn(k, Dp, k_t);
+        multiply(scores, C, C, C, nullptr, 0, {q, size_t(Dp), 1, k_t, C, D});
+        for (int r = 0; r < C; ++r)
+            for (int j = 0; j < C; j += L) vec(scores + r * C + j) *= vec(within + r * C + j) * vec(beta + j);
+        multiply(y, Ep, C, Ep, nullptr, 0, {q, size_t(Dp), 1, state, size_t(Ep), D});
+        multiply(y, Ep, C, Ep, start, 1, {scores, C, 1, v, size_t(Ep), C, Shape::lower});
+        advance();
+        for (int l = 0; l < live; ++l) copy(out(m.o) + token[l] * E, y + size_t(l) * Ep, E);
     }
+    void retreat_segment(int64_t number) {
+        const int64_t first = number * segment, last = end_of(number);
+        std::memcpy(state, kept + size * number, size * sizeof(T));
+        for (int64_t chunk = first; chunk < last; ++chunk) {
+            std::memcpy(states + size * (chunk - first), state, size * sizeof(T));
+            if (chunk + 1 == last) break;
+            gather(chunk * C);
+            advance();
+        }
+        for (int64_t chunk = last - 1; chunk >= first; --chunk) retreat(chunk * C, states + size * (chunk - first));
+    }
+
     // The chunk's keys, values and decays to its end; tokens after the last write nothing and forget nothing.
-    int gather(int64_t b, int64_t t, int64_t h) {
+    void gather(int64_t t) {
         live = int(m.time - t < C ? m.time - t : C);
         for (int l = 0; l < C; ++l) {
             token[l] = (b * m.time + t + l) * m.heads + h;
@@ -157,7 +195,6 @@ class Head {
             if (l < live) product *= gamma[t + l];
         }
         total = T(product);
-        return live;
     }
     // The decays from its start and inside it.
     void decay(int64_t t) {
@@ -247,15 +284,15 @@ class Head {
     }
 
     // Gradients of one chunk from the state before it and the gradient of that after it, which becomes that before it.
-    void retreat(int64_t b, int64_t t, int64_t h, const T* before) {
-        gather(b, t, h);
+    void retreat(int64_t t, const T* before) {
+        gather(t);
         decay(t);
         rows(q, Dp, in(m.q), D);
         rows(e, Ep, in(m.d_o), E);
-        if (t >= segment * C)
-            for (const void* array : {m.q, m.k}) prefetch(-segment, array, D);
-        if (t >= segment * C)
-            for (const void* array : {m.v, m.d_o}) prefetch(-segment, array, E);
+        if (t >= segment * C) {
+            prefetch(-segment, m.q, D), prefetch(-segment, m.k, D);
+            prefetch(-segment, m.v, E), prefetch(-segment, m.d_o, E);
+        }
         turn(q, Dp, q_t), turn(k, Dp, k_t), turn(v, Ep, v_t), turn(e, Ep, e_t);
         alignas(64) T arriving[C], leaving[C], crossing[C];
         score(crossing);
@@ -288,7 +325,7 @@ class Head {
     }
     T overlap(const T* a, const T* b) const {
         V total[4] = {};
-        for (size_t i = 0; i < state.size(); i += 4 * L)
+        for (size_t i = 0; i < size; i += 4 * L)
             for (int s = 0; s < 4; ++s) total[s] += vec(a + i + s * L) * vec(b + i + s * L);
         const V all = (total[0] + total[1]) + (total[2] + total[3]);
         T sum = 0;
@@ -355,11 +392,13 @@ class Head {
 
 template <class T>
 void run(AttentionView& m, bool backward) {
-    Head<T> head(m, backward);
+    Heads<T> heads(m, backward);
+    const int64_t all = m.batch * m.heads;
     for (;;) {
-        const int64_t task = __atomic_fetch_add(&m.next, 1, __ATOMIC_RELAXED);
-        if (task >= m.batch * m.heads) return;
-        backward ? head.backward(task) : head.forward(task);
+        const int64_t first = __atomic_fetch_add(&m.next, m.group, __ATOMIC_RELAXED);
+        if (first >= all) return;
+        const int64_t last = first + m.group < all ? first + m.group : all;
+        backward ? heads.backward(first, last) : heads.forward(first, last);
     }
 }
 void forward_any(AttentionView& m, bool single) { single ? run<float>(m, false) : run<double>(m, false); }

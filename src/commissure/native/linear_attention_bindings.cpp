@@ -27,8 +27,12 @@ const AttentionKernel& attention_kernel(const std::string& name) {
 
 void* at(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
-double operations(const AttentionView& m, int products) {
-    return double(m.batch * m.heads * m.time) * double(products) * double(m.dim * m.value_dim);
+// Share the heads out in groups of equal size; `products`: floating-point operations a token, as multiples of D E.
+template <class Run>
+void attend(AttentionView& m, int products, int threads, const Run& run) {
+    const int64_t all = m.batch * m.heads, even = (all + threads - 1) / threads;
+    m.group = even < 1 ? 1 : even < kGroup ? even : kGroup;
+    share_out(double(all * m.time) * products * double(m.dim * m.value_dim), (all + m.group - 1) / m.group, threads, run);
 }
 
 // Addresses of contiguous arrays, sizes checked by the door.
@@ -41,7 +45,7 @@ void linear_attention(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t g, uintpt
     m.q = at(q), m.k = at(k), m.v = at(v), m.g = at(g), m.beta = at(beta), m.initial = at(initial);
     m.o = at(o), m.final_state = at(final_state);
     nb::gil_scoped_release release;
-    share_out(operations(m, 5), batch * heads, threads, [&] { kernel.forward(m, single); });
+    attend(m, 5, threads, [&] { kernel.forward(m, single); });
 }
 
 void linear_attention_backward(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t g, uintptr_t beta, uintptr_t initial,
@@ -56,7 +60,7 @@ void linear_attention_backward(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t 
     m.d_o = at(d_o), m.d_final = at(d_final), m.d_q = at(d_q), m.d_k = at(d_k), m.d_v = at(d_v), m.d_g = at(d_g);
     m.d_beta = at(d_beta), m.d_initial = at(d_initial);
     nb::gil_scoped_release release;
-    share_out(operations(m, 14), batch * heads, threads, [&] { kernel.backward(m, single); });
+    attend(m, 14, threads, [&] { kernel.backward(m, single); });
 }
 
 }  // namespace

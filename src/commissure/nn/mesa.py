@@ -35,6 +35,7 @@ from torch.autograd.function import once_differentiable
 
 from commissure.core.errors import CommissureWarning, InputError
 from commissure.core.mixer import select
+from commissure.native.linear_attention import linear_attention_backward
 from commissure.native.mesa import mesa_kernel_available, mesa_solve, mesa_solve_reference
 from commissure.nn.heads import FORGET_BIAS, ConvState, HeadInputs, HeadOutput, gate_projection, head_sizes
 from commissure.nn.linear_attention import (
@@ -291,13 +292,13 @@ def _backward(
     del u
     d_lamb = (x * y).sum((0, 1)).neg_()
     # Minus the gradients of sum_t y_t^T H_t x_t, where k is key and value; segment by segment, onto what is there.
-    states = states_of(k, k, g, beta, h_kk, **how)
     if native:
-        inner = attend_backward(x, k, k, g, beta, states, y, -d_h_kk, **how)
-        for part, whole in ((inner.k, d_k), (inner.v, d_k), (inner.g, d_g), (inner.beta, d_beta)):
+        operands = (x, *(t.to(x.dtype) for t in (k, k, g, beta, h_kk)), y, -d_h_kk)
+        _, *inner, d_state = linear_attention_backward(*operands, query=False)
+        for part, whole in zip(inner, (d_k, d_k, d_g, d_beta), strict=True):
             whole.sub_(part)
-        d_state = inner.initial_state
         return y, d_k, d_v, d_g, d_beta, d_lamb, (d_state + d_state.mT).mul_(-0.5), d_h_kv
+    states = states_of(k, k, g, beta, h_kk, **how)
     d_state = -d_h_kk.to(x.dtype).flatten(0, 1)
     pieces = cut(k.shape, k.shape[3], options.cg.chunk_size, k.device)
     for number in reversed(range(len(pieces))):
