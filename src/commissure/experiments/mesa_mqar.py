@@ -29,11 +29,11 @@ MIXERS = {
     "attention": "attention",
 }
 TASKS = {n_pairs: MQAR(n_pairs=n_pairs, length=length, vocab=128) for n_pairs, length in ((16, 64), (24, 96))}
-GRID = (2e-3, 5e-3, 1e-2, 2e-2)
+GRID = (2e-3, 5e-3, 1e-2, 2e-2, 4e-2)
 SEARCH_SEED = 100
 RATES = {
-    16: {"Mesa": 5e-3, "Gated DeltaNet": 5e-3, "gated linear attention": 5e-3, "attention": 5e-3},
-    24: {"Mesa": 5e-3, "Gated DeltaNet": 5e-3, "gated linear attention": 5e-3, "attention": 5e-3},
+    16: {"Mesa": 1e-2, "Gated DeltaNet": 1e-2, "gated linear attention": 2e-2, "attention": 5e-3},
+    24: {"Mesa": 2e-2, "Gated DeltaNet": 1e-2, "gated linear attention": 2e-2, "attention": 1e-2},
 }
 _SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 10), "quick": (1, 10), "full": (3, 600)}  # seeds, steps
 
