@@ -37,7 +37,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "Gated DeltaNet": GatedDeltaNet,
     "gated linear attention": GatedLinearAttention,
 }
-GRID = tuple((lr, is_plain) for lr in (3e-3, 1e-2, 3e-2, 1e-1) for is_plain in (True, False))
+GRID = tuple((lr, is_plain) for lr in (3e-3, 1e-2, 3e-2, 1e-1, 2e-1) for is_plain in (True, False))
 SEARCH_SEED = 100
 CHOSEN: dict[str, tuple[float, bool]] = {
     "Mesa": (1e-1, True),
