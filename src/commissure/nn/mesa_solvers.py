@@ -31,11 +31,12 @@ __all__ = ["CGOptions", "Solution", "solve_block_rls", "solve_cg", "solve_choles
 
 # Chunks of block_rls: a D x D factorization each, so not too short; the gates' product over one sets the number of
 # iterations, so not too long.
-BLOCK = 16
-# Largest matrix whose factor LAPACK inverts faster than products of its halves do.
+BLOCK = 32
+# Largest matrix whose Cholesky factor LAPACK inverts faster than products of its halves do.
 LEAF = 16
-# Elements the hybrid works on together on a CPU: what it needs for them stays in the second-level cache.
-TOGETHER = 1024
+# Numbers of one (rows, time, dim) tensor that the hybrid works on together on a CPU: so few operations a token that
+# calls of ten microseconds count, as many that a few tensors still share a second-level cache.
+TOGETHER = 2**17
 # Relative error (in energy) and residual at which the hybrid stops: the error of a float32 output stays below 1e-5.
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 2.0**-52}
 # Above this product of a chunk's gates the preconditioned iteration (at most 12 steps in single precision) is faster
@@ -227,7 +228,7 @@ def _hybrid(operator: Operator, b: Tensor) -> Rows:
     needed = _iterations(operator.within[:, -1, 0], b.dtype)
     steps = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
     answer = Rows(torch.empty_like(b), steps, torch.zeros_like(steps, dtype=torch.bool))
-    at_once = max(1, TOGETHER // b.shape[1]) if b.device.type == "cpu" else len(b)
+    at_once = max(1, TOGETHER // b[0].numel()) if b.device.type == "cpu" else len(b)
     order = needed.argsort(descending=True)
     direct, plain = order.tensor_split([int((needed > 0).sum())])
     for rows in direct.split(at_once) if len(direct) else ():
