@@ -174,7 +174,7 @@ def test_each_head_and_chunk_gets_its_own_method(monkeypatch):
 @pytest.mark.parametrize("power", [-30, -20, -17, -14, 14, 20, 30])
 @pytest.mark.parametrize("solver", problems.SOLVERS)
 def test_solutions_and_gradients_scale_with_the_right_hand_side(solver, power):
-    """q -> s q makes o -> s o; a loss s times as large makes gradients s times as large; nothing is squared to 0 or inf."""
+    """q -> s q makes o -> s o; a loss s times as large makes gradients s times as large: no square is lost."""
     scale = 10.0**power
     inputs = [x.float() for x in problem(1, 70, 2, 16, 16, seed=3)]
     inputs[3][..., 0] *= 0.01  # one head that hardly forgets, one that does: both parts of the hybrid

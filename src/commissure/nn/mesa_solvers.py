@@ -4,7 +4,7 @@
 
 - `cholesky`: A_t factored for each t, by the compiled kernel (CPU).
 - `cg`: conjugate gradients on all elements side by side, A_t applied in chunks without forming it (paper, algorithm 1).
-- `block_rls`: where gates are close to 1, conjugate gradients preconditioned by the exact inverses of
+- `block_rls`: where gates are close to 1, Chebyshev's semi-iteration preconditioned by the exact inverses of
   M_t = zeta_t (H_c + sum_i (beta_i / zeta_i) k_i k_i^T + c0 Lambda), which one factorization a chunk gives for all t;
   the spectrum of M_t^-1 A_t lies between 1 and 1 / (zeta_t c0), so that the gates alone say how many iterations are
   needed (none without forgetting).  Elsewhere H is small and plain `cg` converges fast: chosen per head and chunk.
@@ -39,10 +39,10 @@ LEAF = 16
 TOGETHER = 2**17
 # Relative error (in energy) and residual at which the hybrid stops: the error of a float32 output stays below 1e-5.
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 2.0**-52}
-# Above this product of a chunk's gates the preconditioned iteration (at most 12 steps in single precision) is faster
+# Above this product of a chunk's gates the preconditioned iteration (at most 10 steps in single precision) is faster
 # than plain conjugate gradients, whose condition number grows as 1 / (1 - gamma).
 LEAST_PRODUCT = math.exp(-2.0)
-# Rows that still iterate are copied together once a quarter has stopped: a copy costs about what one step does.
+# Rows that still iterate are copied together once half have stopped: a copy costs about what one step does.
 LEAVING = 0.5
 
 
@@ -255,11 +255,12 @@ def _iterations(product: Float[Tensor, " rows"], dtype: torch.dtype) -> Int[Tens
 
 
 def _block_rls(operator: Operator, b: Tensor, counts: Int[Tensor, " rows"]) -> Tensor:
-    """x by `counts` applications of M^-1, not increasing: Chebyshev's semi-iteration, from zero, on (N + w Lambda) x = b / zeta.
+    """x by Chebyshev's semi-iteration from zero on (N + w Lambda) x = b / zeta; `operator` and `b` are overwritten.
 
     N = M / zeta = H_c + c0 Lambda + sum_i (beta_i / zeta_i) k_i k_i^T and w = 1 / zeta - c0, so that A - M is diagonal.
-    With P = (H_c + c0 Lambda)^-1 and L L^T = I + K P K^T, the inverses for all t are N_t^-1 = P - sum_{i <= t} f_i f_i^T
-    with F = L^-1 K P: causal linear attention.  The spectrum of N^-1 (N + w Lambda) lies between 1 and 1 + w / c0.
+    With P = (H_c + c0 Lambda)^-1 and L L^T = I + K P K^T, N_t^-1 = P - sum_{i <= t} f_i f_i^T for all t, where
+    F = L^-1 K P: causal linear attention.  The spectrum of N^-1 (N + w Lambda) lies between 1 and 1 + w / c0.
+    `counts` are the applications of N^-1, not increasing, so that rows that are done are the last ones.
     """
     zeta = operator.within[:, :, :1]
     c0 = zeta[:, -1:].rsqrt()
@@ -282,9 +283,8 @@ def _block_rls(operator: Operator, b: Tensor, counts: Int[Tensor, " rows"]) -> T
     w = zeta.reciprocal() - c0
     twice_center, square = w / c0 + 2, (0.5 * w / c0).square_()
     diagonal, r, tau = w * operator.lamb, torch.empty_like(b), 2 / twice_center
-    x = solve(b).mul(tau)
+    x = whole = solve(b) * tau
     change = x.clone()
-    whole = x
     for step in range(1, int(counts[0])):
         n = int((counts > step).sum())
         if n < len(x):
