@@ -12,7 +12,7 @@
     R_t                          gradient of the state
 
 Chunks of 16 tokens: 4 D E + 64 max(D, E) operations a token and head forward, about three times as many backward.  The
-backward computes the states again, so that nothing but its arguments is kept for it; its scratch is O(time dim) a thread.
+backward computes the states again, so that nothing but its arguments is kept for it; its scratch is O(time dim) a head.
 Source: Yang et al., arXiv 2312.06635, section 4.
 """
 
@@ -98,9 +98,7 @@ def linear_attention_backward(
     [5.0, 2.0, 1.0, 3.0, 2.0, 1.0]
     """
     _check(q, k=k, v=v, g=g, beta=beta, initial_state=initial_state, d_o=d_o, d_final=d_final)
-    d_q, *others = torch.ops.commissure.linear_attention_backward(
-        q, k, v, g, beta, initial_state, d_o, d_final, query
-    )
+    d_q, *others = torch.ops.commissure.linear_attention_backward(q, k, v, g, beta, initial_state, d_o, d_final, query)
     d_k, d_v, d_g, d_beta, d_initial = others
     return d_q if query else None, d_k, d_v, d_g, d_beta, d_initial
 
@@ -163,9 +161,7 @@ def _backward(
     """The operator on CPU tensors; the gradient of q is empty if it is not wanted."""
     native = kernels()
     if native is None:
-        d_q, *others = linear_attention_backward_reference(
-            q, k, v, g, beta, initial_state, d_o, d_final, query=query
-        )
+        d_q, *others = linear_attention_backward_reference(q, k, v, g, beta, initial_state, d_o, d_final, query=query)
         return q.new_empty(0) if d_q is None else d_q, *others
     arrays = _contiguous(q, k, v, g, beta, initial_state, d_o, d_final)
     results = _empty(q, k, v, g, g, initial_state) if query else [q.new_empty(0), *_empty(k, v, g, g, initial_state)]

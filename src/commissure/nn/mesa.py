@@ -254,9 +254,7 @@ class _MesaAttention(torch.autograd.Function):
             system = System(*(t.to(dtype) for t in (q, k, g, beta, lamb, h_kk)))
             solution = _solve(options.solver, system, options.cg)
             native = _runs_native(options.solver, q.device)
-            o, _, h_kv_last = attend(
-                solution.x, k, v, g, beta, h_kv, chunk_size=options.cg.chunk_size, native=native
-            )
+            o, _, h_kv_last = attend(solution.x, k, v, g, beta, h_kv, chunk_size=options.cg.chunk_size, native=native)
             info = _info(solution.x, solution.steps, system, options.cg.chunk_size) if options.return_info else ()
             ctx.mark_non_differentiable(*info)
         ctx.save_for_backward(k, v, g, beta, lamb, solution.x, h_kk, h_kv)
