@@ -218,7 +218,7 @@ def attend(
     """Outputs, the states before each segment and the last state, without autograd; `native`: by the kernel."""
     dtype = compute_dtype(q, k, v)
     if native:
-        o, final_state = linear_attention(*_in(dtype, q, k, v, g, beta, initial_state))
+        o, final_state = linear_attention(*in_dtype(dtype, q, k, v, g, beta, initial_state))
         return o.to(v.dtype), initial_state.flatten(0, 1)[None], final_state
     if v.shape[1] == 1:
         return _attend_once(q, k, v, g, beta, initial_state, dtype)
@@ -284,7 +284,7 @@ def attend_backward(
     dtype = compute_dtype(q, k, v)
     if native:
         first = states[0].view(d_final.shape)
-        d_q, *others = linear_attention_backward(*_in(dtype, q, k, v, g, beta, first, d_o, d_final))
+        d_q, *others = linear_attention_backward(*in_dtype(dtype, q, k, v, g, beta, first, d_o, d_final))
         assert d_q is not None
         return Gradients(d_q, *others)
     grads = Gradients(
@@ -306,8 +306,12 @@ def attend_backward(
     return grads
 
 
-def _in(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
-    return [None if x is None else x.to(dtype) for x in tensors]
+def in_dtype(
+    dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor | None, *states: Tensor
+) -> list[Any]:
+    """The kernel's operands; gates keep float64's digits."""
+    gates = [g.double(), None if beta is None else beta.to(dtype)]
+    return [q.to(dtype), k.to(dtype), v.to(dtype), *gates, *(x.to(dtype) for x in states)]
 
 
 def cut(shape: tuple[int, ...], dim: int, chunk_size: int, device: torch.device) -> list[Segment]:
