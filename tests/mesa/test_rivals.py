@@ -96,6 +96,14 @@ def test_total_forgetting_and_empty_queries() -> None:
     torch.testing.assert_close(best_cg(*x), dense(x), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("power", [-30, 30])
+def test_solutions_scale_with_the_right_hand_side(power: int) -> None:
+    x = Case(*(t.float() for t in case(40)))
+    scale = 10.0**power
+    solved, scaled = (best_cg_solve(s * x.q, x.k, x.g, x.beta, x.lamb) for s in (1.0, scale))
+    assert (scaled / scale - solved).abs().max() <= 1e-5 * solved.abs().max()
+
+
 def test_literal_cg_is_the_unrolled_loop_with_its_constant() -> None:
     x = case(32)
     for steps in (1, 4, 30):

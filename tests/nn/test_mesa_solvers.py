@@ -169,3 +169,29 @@ def test_each_head_and_chunk_gets_its_own_method(monkeypatch):
     assert (table[:, 2] == -1).all()
     exact = torch.linalg.solve(dense(inputs[1], *inputs[3:7]), inputs[0][..., None])[..., 0]
     torch.testing.assert_close(found.x, exact, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("power", [-30, -20, -17, -14, 14, 20, 30])
+@pytest.mark.parametrize("solver", problems.SOLVERS)
+def test_solutions_and_gradients_scale_with_the_right_hand_side(solver, power):
+    """q -> s q makes o -> s o; a loss s times as large makes gradients s times as large; nothing is squared to 0 or inf."""
+    scale = 10.0**power
+    inputs = [x.float() for x in problem(1, 70, 2, 16, 16, seed=3)]
+    inputs[3][..., 0] *= 0.01  # one head that hardly forgets, one that does: both parts of the hybrid
+
+    def outcome(q: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        q = q.clone().requires_grad_()
+        state = MesaState(*inputs[6:])
+        o, _, info = mesa_attention(
+            q, *inputs[1:6], initial_state=state, solver=solver, max_cg_steps=60, return_info=True
+        )
+        (o.sum() * weight).backward()
+        return o.detach(), q.grad, info.residual
+
+    (o, grad, residual), (scaled, same_grad, small) = outcome(inputs[0], 1.0), outcome(scale * inputs[0], 1.0)
+    _, scaled_grad, _ = outcome(inputs[0], scale)
+    assert (scaled / scale - o).abs().max() <= 1e-5 * o.abs().max()
+    assert (same_grad - grad).abs().max() <= 1e-5 * grad.abs().max()
+    assert (scaled_grad / scale - grad).abs().max() <= 1e-5 * grad.abs().max()
+    assert small.max() <= 1e-4
+    assert residual.max() <= 1e-4

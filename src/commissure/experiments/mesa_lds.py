@@ -37,13 +37,13 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "Gated DeltaNet": GatedDeltaNet,
     "gated linear attention": GatedLinearAttention,
 }
-GRID = tuple((lr, is_plain) for lr in (3e-3, 1e-2, 3e-2, 1e-1) for is_plain in (True, False))
+GRID = tuple((lr, is_plain) for lr in (3e-3, 1e-2, 3e-2, 1e-1, 2e-1) for is_plain in (True, False))
 SEARCH_SEED = 100
 CHOSEN: dict[str, tuple[float, bool]] = {
-    "Mesa": (1e-2, True),
-    "Mesa, floor .25": (1e-2, True),
-    "Gated DeltaNet": (1e-2, True),
-    "gated linear attention": (1e-2, True),
+    "Mesa": (1e-1, True),
+    "Mesa, floor .25": (1e-1, True),
+    "Gated DeltaNet": (1e-1, True),
+    "gated linear attention": (3e-2, False),
 }
 TASK, LATE = LinearSystem(), 16
 _SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 10), "quick": (1, 10), "full": (5, 300)}  # seeds, steps

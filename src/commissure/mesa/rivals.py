@@ -8,7 +8,8 @@ added to both denominators, and autograd through the unrolled loop.  It is conte
 `best_cg` is the fastest CG with the same number of steps that we could write in torch, and what the gates of the claim
 `mesa.speed` are against: no 1e-5, short chunks (an operator product takes 2 D^2 + 4 C D operations a token), blocks of
 chunks that stay in the second-level cache for all the steps, buffers made once a block, and an implicit backward (one
-more solve).  Sizes were chosen by measurement; see `TILES`.  `token_cg` is its form for decoding one token.
+more solve).  All of it is torch: no kernel
+of ours.  Sizes were chosen by measurement; see `TILES`.  `token_cg` is its form for decoding one token.
 
 Mesa and its CG: arXiv 2506.05233, section 2, algorithm 1 and appendix D.
 """
@@ -127,8 +128,10 @@ def best_cg_solve(
         state = states[-1]
         mask = decays.within.mul_(strength[:, None, :])
         penalty = lamb.expand(piece.n_chunks * batch, heads, dim).reshape(-1, 1, dim)
+        size = queries.abs().amax(-1, keepdim=True)  # squares of tiny or huge elements would be 0 or infinite
+        queries.div_(size.masked_fill_(size == 0, 1.0))
         solved = _steps(queries, keys, mask, decays.start[:, :, None], states[:-1].flatten(0, 1), penalty, steps)
-        from_chunks(solved, piece, x)
+        from_chunks(solved.mul_(size), piece, x)
     return x
 
 
@@ -209,8 +212,8 @@ class _BestCG(torch.autograd.Function):
     ) -> Tensor:
         x = best_cg_solve(q, k, g, beta, lamb, steps=steps)
         first = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-        o, states = attend(x, k, v, g, beta, first, chunk_size=_BestCG.CHUNK)
-        ctx.save_for_backward(x, k, v, g, beta, lamb, states[:-1])
+        o, states, _ = attend(x, k, v, g, beta, first, chunk_size=_BestCG.CHUNK, native=False)
+        ctx.save_for_backward(x, k, v, g, beta, lamb, states)
         ctx.steps = steps  # type: ignore[attr-defined]
         return o
 
@@ -221,10 +224,10 @@ class _BestCG(torch.autograd.Function):
         batch, _, heads, dim = x.shape
         size = _BestCG.CHUNK
         none = x.new_zeros(batch, heads, dim, v.shape[3])
-        out = attend_backward(x, k, v, g, beta, states, d_o, none, chunk_size=size)
+        out = attend_backward(x, k, v, g, beta, states, d_o, none, chunk_size=size, native=False)
         y = best_cg_solve(out.q, k, g, beta, lamb, steps=ctx.steps)  # type: ignore[attr-defined]
         none = x.new_zeros(batch, heads, dim, dim)
-        states = states_of(k, k, g, beta, none, chunk_size=size)
-        inner = attend_backward(x, k, k, g, beta, states[:-1], y, none, chunk_size=size)
+        states = states_of(k, k, g, beta, none, chunk_size=size, native=False)
+        inner = attend_backward(x, k, k, g, beta, states, y, none, chunk_size=size, native=False)
         d_lamb = -(y * x).sum((0, 1))
         return y, out.k - inner.k - inner.v, out.v, out.g - inner.g, out.beta - inner.beta, d_lamb, None

@@ -6,6 +6,8 @@ With c a chunk's start, o_t = zeta_tc S_c^T q_t + sum_{c < i <= t} zeta_ti beta_
 a chunk, one state between chunks.  The chunks are taken a segment at a time, small enough for the cache; a segment's
 first state is kept for the backward, the states of its chunks are computed again there, so memory is O(T D).
 
+On a CPU with the compiled kernel, `native.linear_attention` does the same in chunks of 16 and keeps the first state only.
+
 The backward, with e_t the gradient of o_t and R_t = sum_{s >= t} zeta_st q_s e_s^T + zeta_Tt R_T that of S_t:
 
     dq_t = S_t e_t,    dk_t = beta_t R_t v_t,    dv_t = beta_t R_t^T k_t,    dbeta_t = k_t^T R_t v_t,    dS_0 = R_0
@@ -30,6 +32,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from commissure.core.errors import InputError
+from commissure.native.linear_attention import (
+    linear_attention,
+    linear_attention_backward,
+    linear_attention_kernel_available,
+)
 
 __all__ = ["gated_linear_attention", "gated_linear_attention_reference"]
 
@@ -76,7 +83,8 @@ def gated_linear_attention(
     """Outputs and final state; g = log gamma <= 0 (-inf forgets everything before), beta = 1 where None.
 
     Any length, zero included.  Half-precision inputs are computed in float32: outputs in `v`'s dtype, the state in
-    float32 (float64 for float64).  `chunk_size` trades O(chunk) against O(dim) work an element and changes no result.
+    float32 (float64 for float64).  `chunk_size` trades O(chunk) against O(dim) work an element and changes no result; the
+    compiled kernel has its own.
 
     >>> one = torch.ones(1, 3, 1, 1)
     >>> o, state = gated_linear_attention(one, one, one, torch.full((1, 3, 1), 0.5).log())
@@ -139,6 +147,11 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
+def runs_native(device: torch.device) -> bool:
+    """Whether the compiled kernel computes on this device."""
+    return device.type == "cpu" and linear_attention_kernel_available()
+
+
 class _GatedLinearAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -151,16 +164,17 @@ class _GatedLinearAttention(torch.autograd.Function):
         initial_state: Tensor,
         chunk_size: int,
     ) -> tuple[Tensor, Tensor]:
-        o, states = attend(q, k, v, g, beta, initial_state, chunk_size=chunk_size)
-        ctx.save_for_backward(q, k, v, g, beta, states[:-1])
-        ctx.chunk_size, ctx.state_dtype = chunk_size, initial_state.dtype
-        return o, states[-1].view(initial_state.shape).clone()
+        native = runs_native(q.device)
+        o, states, final_state = attend(q, k, v, g, beta, initial_state, chunk_size=chunk_size, native=native)
+        ctx.save_for_backward(q, k, v, g, beta, states)
+        ctx.options, ctx.state_dtype = {"chunk_size": chunk_size, "native": native}, initial_state.dtype
+        return o, final_state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_o: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, g, beta, states = ctx.saved_tensors
-        grads = attend_backward(q, k, v, g, beta, states, d_o, d_final, chunk_size=ctx.chunk_size)
+        grads = attend_backward(q, k, v, g, beta, states, d_o, d_final, **ctx.options)
         d_beta = None if beta is None else grads.beta.to(beta.dtype)
         d_state = grads.initial_state.to(ctx.state_dtype)
         return (
@@ -195,9 +209,17 @@ def attend(
     initial_state: Float[Tensor, "batch heads dim value_dim"],
     *,
     chunk_size: int,
-) -> tuple[Float[Tensor, "batch time heads value_dim"], Float[Tensor, "segments rows dim value_dim"]]:
-    """Outputs, and the states before each segment and after the last, without autograd."""
+    native: bool,
+) -> tuple[
+    Float[Tensor, "batch time heads value_dim"],
+    Float[Tensor, "segments rows dim value_dim"],
+    Float[Tensor, "batch heads dim value_dim"],
+]:
+    """Outputs, the states before each segment and the last state, without autograd; `native`: by the kernel."""
     dtype = compute_dtype(q, k, v)
+    if native:
+        o, final_state = linear_attention(*_in(dtype, q, k, v, g, beta, initial_state))
+        return o.to(v.dtype), initial_state.flatten(0, 1)[None], final_state
     if v.shape[1] == 1:
         return _attend_once(q, k, v, g, beta, initial_state, dtype)
     pieces = cut(v.shape, q.shape[3], chunk_size, v.device)
@@ -214,7 +236,7 @@ def attend(
             states[number + 1] = starts[-1]
             mixed = torch.bmm(queries.mul_(decays.start[:, :, None]), starts[:-1].flatten(0, 1))
             from_chunks(mixed.baddbmm_(scores, values), piece, o)
-    return o, states
+    return o, states[:-1], states[-1].view(initial_state.shape).clone()
 
 
 @torch.no_grad()
@@ -226,8 +248,11 @@ def states_of(
     initial_state: Float[Tensor, "batch heads dim value_dim"],
     *,
     chunk_size: int,
+    native: bool,
 ) -> Float[Tensor, "segments rows dim value_dim"]:
-    """The states `attend` returns, without its outputs."""
+    """The states before each segment, as `attend` returns them."""
+    if native:
+        return initial_state.flatten(0, 1)[None]
     dtype = compute_dtype(k, v)
     pieces = cut(v.shape, k.shape[3], chunk_size, v.device)
     states = _state_buffer(initial_state, len(pieces), dtype)
@@ -238,7 +263,7 @@ def states_of(
                 keys.mul_(to_chunks(beta, piece, dtype)[:, :, None])
             decays = decays_of(g, piece, dtype, within=False)
             states[number + 1] = chunk_states(keys.mul_(decays.end[:, :, None]), values, decays, states[number])[-1]
-    return states
+    return states[:-1]
 
 
 @torch.no_grad()
@@ -253,9 +278,13 @@ def attend_backward(
     d_final: Float[Tensor, "batch heads dim value_dim"],
     *,
     chunk_size: int,
+    native: bool,
 ) -> Gradients:
     """Gradients from those of the outputs and of the final state; `states` as `attend` made them."""
     dtype = compute_dtype(q, k, v)
+    if native:
+        first = states[0].view(d_final.shape)
+        return Gradients(*linear_attention_backward(*_in(dtype, q, k, v, g, beta, first, d_o, d_final)))
     grads = Gradients(
         q=torch.empty_like(q, dtype=dtype, memory_format=torch.contiguous_format),
         k=torch.empty_like(k, dtype=dtype, memory_format=torch.contiguous_format),
@@ -273,6 +302,10 @@ def attend_backward(
             from_chunks(part, pieces[number], whole)
     grads.initial_state.copy_(d_state.view(d_final.shape))
     return grads
+
+
+def _in(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    return [None if x is None else x.to(dtype) for x in tensors]
 
 
 def cut(shape: tuple[int, ...], dim: int, chunk_size: int, device: torch.device) -> list[Segment]:
@@ -343,7 +376,7 @@ def chunk_states(
 
 def _attend_once(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor | None, initial_state: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """`attend` for one element, as in decoding: the recurrence, in a quarter of the time."""
     states = _state_buffer(initial_state, 1, dtype)
     with torch.autocast(v.device.type, enabled=False):
@@ -352,7 +385,8 @@ def _attend_once(
         keys = keys if beta is None else keys * beta.to(dtype).reshape(-1, 1, 1)
         torch.mul(before, g.to(dtype).exp().reshape(-1, 1, 1), out=after)
         after.baddbmm_(keys.mT, values)
-        return torch.bmm(queries, after).view(v.shape).to(v.dtype), states
+        o = torch.bmm(queries, after).view(v.shape).to(v.dtype)
+        return o, states[:1], after.view(initial_state.shape).clone()
 
 
 def _state_buffer(initial_state: Tensor, n_segments: int, dtype: torch.dtype) -> Tensor:

@@ -35,6 +35,7 @@ from torch.autograd.function import once_differentiable
 
 from commissure.core.errors import CommissureWarning, InputError
 from commissure.core.mixer import select
+from commissure.native.linear_attention import linear_attention_backward
 from commissure.native.mesa import mesa_kernel_available, mesa_solve, mesa_solve_reference
 from commissure.nn.heads import FORGET_BIAS, ConvState, HeadInputs, HeadOutput, gate_projection, head_sizes
 from commissure.nn.linear_attention import (
@@ -43,6 +44,7 @@ from commissure.nn.linear_attention import (
     compute_dtype,
     cut,
     in_chunks,
+    runs_native,
     segment_backward,
     states_of,
 )
@@ -258,13 +260,16 @@ class _MesaAttention(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             system = System(*(t.to(dtype) for t in (q, k, g, beta, lamb, h_kk)))
             solution = _solve(options.solver, system, options.cg)
-            o, states = attend(solution.x, k, v, g, beta, h_kv, chunk_size=options.cg.chunk_size)
+            native = _runs_native(options.solver, q.device)
+            o, _, h_kv_last = attend(
+                solution.x, k, v, g, beta, h_kv, chunk_size=options.cg.chunk_size, native=native
+            )
             info = _info(solution.x, solution.steps, system, options.cg.chunk_size) if options.return_info else ()
             ctx.mark_non_differentiable(*info)
         ctx.save_for_backward(k, v, g, beta, lamb, solution.x, h_kk, h_kv)
         ctx.options, ctx.dtypes = options, [t.dtype for t in (q, k, v, g, beta, lamb, h_kk, h_kv)]
         last = h_kk.to(dtype, copy=True) if q.shape[1] == 0 else solution.h_kk
-        return o, last, states[-1].view(h_kv.shape).clone(), *info
+        return o, last, h_kv_last, *info
 
     @staticmethod
     @once_differentiable
@@ -279,16 +284,23 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, g, beta, lamb, h_kk and h_kv by implicit differentiation."""
     k, v, g, beta, lamb, x, h_kk, h_kv = saved
-    chunk_size = options.cg.chunk_size
-    states = states_of(k, v, g, beta, h_kv, chunk_size=chunk_size)
-    u, d_k, d_v, d_g, d_beta, d_h_kv = attend_backward(x, k, v, g, beta, states, d_o, d_h_kv, chunk_size=chunk_size)
+    native = _runs_native(options.backward_solver, k.device)
+    how: Any = {"chunk_size": options.cg.chunk_size, "native": native}
+    states = states_of(k, v, g, beta, h_kv, **how)
+    u, d_k, d_v, d_g, d_beta, d_h_kv = attend_backward(x, k, v, g, beta, states, d_o, d_h_kv, **how)
     y = _solve(options.backward_solver, System(u, *(t.to(x.dtype) for t in (k, g, beta, lamb, h_kk))), options.cg).x
     del u
-    d_lamb = -torch.einsum("bthd,bthd->hd", x, y)
+    d_lamb = (x * y).sum((0, 1)).neg_()
     # Minus the gradients of sum_t y_t^T H_t x_t, where k is key and value; segment by segment, onto what is there.
-    states = states_of(k, k, g, beta, h_kk, chunk_size=chunk_size)
+    if native:
+        operands = (x, *(t.to(x.dtype) for t in (k, k, g, beta, h_kk)), y, -d_h_kk)
+        _, *inner, d_state = linear_attention_backward(*operands, query=False)
+        for part, whole in zip(inner, (d_k, d_k, d_g, d_beta), strict=True):
+            whole.sub_(part)
+        return y, d_k, d_v, d_g, d_beta, d_lamb, (d_state + d_state.mT).mul_(-0.5), d_h_kv
+    states = states_of(k, k, g, beta, h_kk, **how)
     d_state = -d_h_kk.to(x.dtype).flatten(0, 1)
-    pieces = cut(k.shape, k.shape[3], chunk_size, k.device)
+    pieces = cut(k.shape, k.shape[3], options.cg.chunk_size, k.device)
     for number in reversed(range(len(pieces))):
         piece = pieces[number]
         parts = segment_backward(x, k, k, g, beta, states[number], y, d_state, piece)
@@ -298,6 +310,11 @@ def _backward(
             view.sub_(part.view(view.shape))
     d_state = d_state.view(h_kk.shape)
     return y, d_k, d_v, d_g, d_beta, d_lamb, (d_state + d_state.mT).mul_(-0.5), d_h_kv
+
+
+def _runs_native(solver: str, device: torch.device) -> bool:
+    """The compiled attention goes with the compiled solver; the others are of torch alone, on every device."""
+    return solver == "cholesky" and runs_native(device)
 
 
 def _solve(solver: str, system: System, options: CGOptions) -> Solution:

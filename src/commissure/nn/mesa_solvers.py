@@ -31,12 +31,18 @@ __all__ = ["CGOptions", "Solution", "solve_block_rls", "solve_cg", "solve_choles
 
 # Chunks of block_rls: a D x D factorization each, so not too short; the gates' product over one sets the number of
 # iterations, so not too long.
-BLOCK = 32
+BLOCK = 16
+# Largest matrix whose factor LAPACK inverts faster than products of its halves do.
+LEAF = 16
+# Elements the hybrid works on together on a CPU: what it needs for them stays in the second-level cache.
+TOGETHER = 1024
+# Relative error (in energy) and residual at which the hybrid stops: the error of a float32 output stays below 1e-5.
+TOLERANCE = {torch.float32: 3e-6, torch.float64: 2.0**-52}
 # Above this product of a chunk's gates the preconditioned iteration (at most 12 steps in single precision) is faster
 # than plain conjugate gradients, whose condition number grows as 1 / (1 - gamma).
 LEAST_PRODUCT = math.exp(-2.0)
 # Rows that still iterate are copied together once a quarter has stopped: a copy costs about what one step does.
-LEAVING = 0.75
+LEAVING = 0.5
 
 
 class CGOptions(NamedTuple):
@@ -119,7 +125,9 @@ def solve_cg(system: System, options: CGOptions) -> Solution:
     """Conjugate gradients of every element side by side, to a fixed count or to a relative residual."""
 
     def solve(operator: Operator, b: Tensor) -> Rows:
-        return conjugate_gradients(operator, b, first_guess(operator, b, options.init), options.max_steps, options.eps)
+        x = first_guess(operator, b, options.init)
+        r = b - operator.apply(x, _scratch(b), torch.empty_like(b))
+        return conjugate_gradients(operator, x, r, options.max_steps, options.eps)
 
     return _by_segments(system, options.chunk_size, solve)
 
@@ -139,8 +147,9 @@ def relative_residual(
         operator, state = _operator(system, state, piece)
         p = to_chunks(x, piece, q.dtype)
         from_chunks(operator.apply(p, _scratch(p), torch.empty_like(p)), piece, ax)
-    size = torch.linalg.vector_norm(q, dim=-1)
-    missing = torch.linalg.vector_norm(ax.sub_(q), dim=-1)
+    scale = _size(q)
+    size = torch.linalg.vector_norm(q / scale, dim=-1)
+    missing = torch.linalg.vector_norm(ax.sub_(q).div_(scale), dim=-1)
     return torch.where(size > 0, missing / size, 0.0)
 
 
@@ -166,19 +175,19 @@ def first_guess(operator: Operator, b: Tensor, init: str) -> Tensor:
     return torch.zeros_like(b) if init == "zero" else b.clone()
 
 
-def conjugate_gradients(operator: Operator, b: Tensor, x: Tensor, max_steps: int, eps: float) -> Rows:
-    """Algorithm 1 on every element at once: stop where |r| <= eps |r_0|; chunks that have stopped leave the batch.
+def conjugate_gradients(operator: Operator, x: Tensor, r: Tensor, max_steps: int, eps: float) -> Rows:
+    """Algorithm 1 on every element at once, from x with residual r, both in place: stop where |r| <= eps |r_0|.
 
-    Divisions are guarded by the smallest normal number alone: an additive constant would stop the convergence.
+    Chunks that have stopped leave the batch.  Divisions are guarded by the smallest normal number alone: an additive
+    constant would stop the convergence.  It must be far below |r_0|^2, hence right-hand sides of size 1.
     """
-    tiny = torch.finfo(b.dtype).tiny
-    scratch, s = _scratch(b), torch.empty_like(b)
-    r = b - operator.apply(x, scratch, s)
+    tiny = torch.finfo(x.dtype).tiny
+    scratch, s = _scratch(r), torch.empty_like(r)
     p, delta = r.clone(), _dot(r, r, scratch)
     goal = (eps * eps * delta).clamp_(min=tiny)
     active = delta > tiny
-    steps = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
-    found, rows = Rows(x, steps, active), torch.arange(len(b), device=b.device)
+    steps = torch.zeros(r.shape[:2], dtype=torch.int64, device=r.device)
+    found, rows = Rows(x, steps, active), torch.arange(len(r), device=r.device)
     for _ in range(max_steps):
         operator.apply(p, scratch, s)
         curvature = _dot(p, s, scratch)
@@ -188,7 +197,7 @@ def conjugate_gradients(operator: Operator, b: Tensor, x: Tensor, max_steps: int
         steps.add_(active)
         before, delta = delta, _dot(r, r, scratch)
         active.logical_and_(delta > goal)
-        p.mul_(torch.where(active, delta / before, 0.0)[:, :, None]).add_(r)
+        torch.addcmul(r, p, torch.where(active, delta / before, 0.0)[:, :, None], out=p)
         if eps == 0.0:
             continue
         alive = active.any(1)
@@ -223,116 +232,93 @@ def _direct(solve: Callable[..., tuple[Tensor, Tensor, Tensor | None]], system: 
 
 
 def _hybrid(operator: Operator, b: Tensor) -> Rows:
-    """Rows by the number of preconditioned iterations their gates ask for; -1 stands for plain conjugate gradients."""
+    """Rows by the number of preconditioned iterations their gates ask for; 0 stands for plain conjugate gradients."""
     needed = _iterations(operator.within[:, -1, 0], b.dtype)
     steps = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
     answer = Rows(torch.empty_like(b), steps, torch.zeros_like(steps, dtype=torch.bool))
+    at_once = max(1, TOGETHER // b.shape[1]) if b.device.type == "cpu" else len(b)
     for count in needed.unique().tolist():
-        rows = (needed == count).nonzero()[:, 0]
-        part, part_b = (operator, b) if len(rows) == len(b) else (operator.take(rows), b[rows])
-        if count >= 0:
-            x, taken = _block_rls(part, part_b, count)
-            answer.x.index_copy_(0, rows, x)
-            answer.steps[rows] = taken
-            continue
-        found = conjugate_gradients(
-            part, part_b, first_guess(part, part_b, "diag"), 2 * b.shape[2] + 50, torch.finfo(b.dtype).eps
-        )
-        answer.put(rows, *found)
+        for rows in (needed == count).nonzero()[:, 0].split(at_once):
+            part, r = operator.take(rows), b.index_select(0, rows)
+            if count:
+                answer.x.index_copy_(0, rows, _block_rls(part, r, count))
+                answer.steps[rows] = count - 1
+            else:
+                most = 2 * b.shape[2] + 50
+                answer.put(rows, *conjugate_gradients(part, torch.zeros_like(r), r, most, TOLERANCE[b.dtype]))
     return answer
 
 
 def _iterations(product: Float[Tensor, " rows"], dtype: torch.dtype) -> Int[Tensor, " rows"]:
-    """Preconditioned iterations after which the error is below rounding, rounded up to a few values; or -1.
+    """Applications of M^-1 after which the error is below `TOLERANCE`, rounded up to a few values; 0: too many.
 
-    From the first guess M^-1 b the error falls at least as 2 (kappa - 1) rho^n with rho = (sqrt kappa - 1) /
-    (sqrt kappa + 1), where kappa = product^-1/2 bounds the condition number of M^-1 A and `product` is that of the
-    chunk's gates but its first.
+    The error falls as 2 rho^n with rho = (sqrt kappa - 1) / (sqrt kappa + 1), where kappa = product^-1/2 bounds the
+    condition number of M^-1 A and `product` is that of the chunk's gates but its first.
     """
     kappa = product.double().clamp(min=LEAST_PRODUCT).rsqrt()
     rho = (kappa.sqrt() - 1) / (kappa.sqrt() + 1)
-    count = (torch.finfo(dtype).eps / (2 * (kappa - 1))).log() / rho.log()
-    count = torch.where(kappa - 1 <= torch.finfo(dtype).eps, 0.0, count.ceil()).clamp(min=0).nan_to_num()
-    grid = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48], device=product.device)
+    count = (math.log(TOLERANCE[dtype] / 2) / rho.log()).ceil().clamp(min=1).nan_to_num()
+    grid = torch.tensor([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32], device=product.device)
     count = grid[torch.bucketize(count, grid)]
-    return torch.where(product >= LEAST_PRODUCT, count, -1)
+    return torch.where(product >= LEAST_PRODUCT, count, 0)
 
 
-def _block_rls(operator: Operator, b: Tensor, count: int) -> tuple[Tensor, int]:
-    """x and its steps, at most `count`, of preconditioned CG, in the coordinates where H_c + c0 Lambda is the identity.
+def _block_rls(operator: Operator, b: Tensor, count: int) -> Tensor:
+    """x, `operator` and `b` overwritten, by `count` applications of M^-1: Chebyshev's semi-iteration, from zero, on (N + w Lambda) x = b / zeta.
 
-    There A = M + w E, with w = 1 / zeta - c0 and E = L0^-1 L0^-T; M^-1 is causal linear attention with keys F, and M p
-    follows from the recurrence of p itself, so that a step costs what one of plain conjugate gradients does.
+    N = M / zeta = H_c + c0 Lambda + sum_i (beta_i / zeta_i) k_i k_i^T and w = 1 / zeta - c0, so that A - M is diagonal.
+    With P = (H_c + c0 Lambda)^-1 and L L^T = I + K P K^T, the inverses for all t are N_t^-1 = P - sum_{i <= t} f_i f_i^T
+    with F = L^-1 K P: causal linear attention.  The spectrum of N^-1 (N + w Lambda) lies between 1 and 1 + w / c0.
     """
     zeta = operator.within[:, :, :1]
     c0 = zeta[:, -1:].rsqrt()
-    root = operator.lamb.sqrt()
-    start = (operator.states * operator.start[:, :1]).div_(root * root.mT)
-    start.diagonal(dim1=1, dim2=2).add_(c0[:, 0])
-    inverse = _inverse_of_lower(torch.linalg.cholesky_ex(start).L)
-    keys = torch.bmm(operator.keys / root * (operator.gates[:, :, None] / zeta).sqrt_(), inverse.mT)
-    gram = torch.bmm(keys, keys.mT)
+    start = operator.states.mul_(operator.start[:, :1])
+    start.diagonal(dim1=1, dim2=2).addcmul_(c0[:, 0], operator.lamb[:, 0])
+    root = _inverse_factor(start)
+    inverse = torch.bmm(root.mT, root)
+    keys = operator.keys.mul_((operator.gates[:, :, None] / zeta).sqrt_())
+    factor = torch.bmm(keys, inverse)
+    gram = torch.bmm(keys, factor.mT)
     gram.diagonal(dim1=1, dim2=2).add_(1.0)
-    factor = torch.linalg.solve_triangular(torch.linalg.cholesky_ex(gram).L, keys, upper=False)
+    factor = torch.bmm(_inverse_factor(gram), factor)
+    scores, y = torch.empty_like(gram), torch.empty_like(b)
 
-    def precondition(r: Tensor) -> Tensor:
-        return torch.baddbmm(r, torch.bmm(r, factor.mT).tril_(), factor, alpha=-1.0)
+    def solve(r: Tensor) -> Tensor:
+        torch.bmm(r, factor.mT, out=scores).tril_()
+        return torch.bmm(r, inverse, out=y).baddbmm_(scores, factor, alpha=-1.0)
 
-    b = torch.bmm(b / (root * zeta), inverse.mT)
-    x = precondition(b)
-    if count:
-        e, w = torch.bmm(inverse, inverse.mT), zeta.reciprocal() - c0
-        count = _preconditioned_steps(x, b, e, w, precondition, count)
-    return torch.bmm(x, inverse).div_(root), count
+    b.div_(zeta)
+    w = zeta.reciprocal() - c0
+    twice_center, square = w / c0 + 2, (0.5 * w / c0).square_()
+    diagonal, r, tau = w * operator.lamb, torch.empty_like(b), 2 / twice_center
+    x = solve(b).mul(tau)
+    change = x.clone()
+    for _ in range(count - 1):
+        solve(torch.addcmul(b, diagonal, x, value=-1.0, out=r))
+        last, tau = tau, torch.addcmul(twice_center, square, tau, value=-1.0).reciprocal_()
+        change.mul_(square * tau * last).addcmul_(y.sub_(x), tau, value=2.0)
+        x.add_(change)
+    return x
 
 
-def _inverse_of_lower(factor: Float[Tensor, "rows dim dim"]) -> Float[Tensor, "rows dim dim"]:
-    """The inverse of lower triangular matrices by halves: products, twice as fast as substitutions."""
-    dim = factor.shape[1]
-    if dim <= 16:
-        return torch.linalg.solve_triangular(
-            factor, torch.eye(dim, dtype=factor.dtype, device=factor.device), upper=False
-        )
+def _inverse_factor(matrices: Float[Tensor, "rows dim dim"]) -> Float[Tensor, "rows dim dim"]:
+    """The inverse of the lower Cholesky factor, by halves: products, three times as fast as batched factorizations."""
+    dim = matrices.shape[1]
+    if dim <= LEAF:
+        eye = torch.eye(dim, dtype=matrices.dtype, device=matrices.device)
+        return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(matrices).L, eye, upper=False)
     half = dim // 2
-    upper, lower = _inverse_of_lower(factor[:, :half, :half]), _inverse_of_lower(factor[:, half:, half:])
-    inverse = torch.zeros_like(factor)
+    upper = _inverse_factor(matrices[:, :half, :half])
+    below = torch.bmm(matrices[:, half:, :half], upper.mT)
+    lower = _inverse_factor(torch.baddbmm(matrices[:, half:, half:], below, below.mT, alpha=-1.0))
+    inverse = torch.zeros_like(matrices)
     inverse[:, :half, :half], inverse[:, half:, half:] = upper, lower
-    inverse[:, half:, :half] = torch.bmm(torch.bmm(lower, factor[:, half:, :half]), upper).neg_()
+    inverse[:, half:, :half] = torch.bmm(torch.bmm(lower, below), upper).neg_()
     return inverse
 
 
-def _preconditioned_steps(
-    x: Tensor, b: Tensor, e: Tensor, w: Tensor, precondition: Callable[[Tensor], Tensor], count: int
-) -> int:
-    """Conjugate gradients on (M + w E) x = b from x = M^-1 b, in place; how many of at most `count` it took.
-
-    They end where r^T M^-1 r <= eps^2 b^T M^-1 b everywhere: the error's energy by that of x, to the factor kappa.
-    """
-    info = torch.finfo(x.dtype)
-    goal = (b * x).sum(-1, keepdim=True).mul_(info.eps**2).clamp_(min=info.tiny)
-    r = torch.bmm(x, e).mul_(w).neg_()
-    p = precondition(r)
-    m_p, delta = r.clone(), (r * p).sum(-1, keepdim=True)
-    for step in range(1, count + 1):
-        a_p = torch.bmm(p, e).mul_(w).add_(m_p)
-        curvature = (p * a_p).sum(-1, keepdim=True)
-        alpha = torch.where(curvature > info.tiny, delta / curvature, 0.0)
-        x.addcmul_(p, alpha)
-        if step == count:
-            break
-        r.addcmul_(a_p, alpha, value=-1.0)
-        z = precondition(r)
-        before, delta = delta, (r * z).sum(-1, keepdim=True)
-        if bool((delta <= goal).all()):
-            return step
-        ratio = torch.where(before > info.tiny, delta / before, 0.0)
-        p.mul_(ratio).add_(z)
-        m_p.mul_(ratio).add_(r)
-    return count
-
-
 def _by_segments(system: System, chunk_size: int, solve: Callable[[Operator, Tensor], Rows]) -> Solution:
-    """Solve a segment after the other, from each one's first state."""
+    """Solve a segment after the other, from each one's first state, for right-hand sides of largest element 1."""
     q, h_kk = system.q, system.h_kk
     x = torch.empty_like(q, memory_format=torch.contiguous_format)
     steps = torch.zeros(q.shape[:3], dtype=torch.int64, device=q.device)
@@ -340,7 +326,11 @@ def _by_segments(system: System, chunk_size: int, solve: Callable[[Operator, Ten
     state = h_kk.flatten(0, 1)
     for piece in cut(q.shape, q.shape[3], chunk_size, q.device):
         operator, state = _operator(system, state, piece)
-        for part, whole in zip(solve(operator, to_chunks(q, piece, q.dtype)), (x, steps, unconverged), strict=True):
+        b = to_chunks(q, piece, q.dtype)
+        size = _size(b)
+        found = solve(operator, b.div_(size))
+        found.x.mul_(size)
+        for part, whole in zip(found, (x, steps, unconverged), strict=True):
             from_chunks(part, piece, whole)
     return Solution(x, state.view(h_kk.shape), steps, unconverged)
 
@@ -357,6 +347,12 @@ def _operator(
     penalties = lamb.expand(piece.n_chunks, system.k.shape[0], *lamb.shape).reshape(-1, 1, lamb.shape[1])
     starts = states[:-1].flatten(0, 1)
     return Operator(keys, written, starts, gates, decays.start[:, :, None], decays.within, penalties), states[-1]
+
+
+def _size(b: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows 1"]:
+    """The largest absolute element of each vector, 1 for zero: squares of b / size are far from under- and overflow."""
+    size = b.abs().amax(-1, keepdim=True)
+    return size.masked_fill_(size == 0, 1.0)
 
 
 def _scratch(p: Float[Tensor, "rows time dim"]) -> tuple[Tensor, Tensor]:
