@@ -178,7 +178,8 @@ def test_gates_may_keep_double_digits(with_kernel, monkeypatch):
     found = everything(args)
     assert all(x.dtype == torch.float32 for x in found)
     first = found[0][:, 0].double()
-    exact = linear_attention_reference(*(x[:, :1].double() if x.ndim < 5 and i < 5 else x.double() for i, x in enumerate(args[:6])))[0][:, 0]
+    tokens, state = [x[:, :1].double() for x in args[:5]], args[5].double()
+    exact = linear_attention_reference(*tokens, state)[0][:, 0]
     torch.testing.assert_close(first, exact, rtol=5e-7, atol=1e-9 * float(exact.abs().max()))
 
 
