@@ -19,8 +19,9 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
+from commissure.core.first_order import first_order_only
 from commissure.nn.linear_attention import (
     Segment,
     attend,
@@ -218,7 +219,7 @@ class _BestCG(torch.autograd.Function):
         return o
 
     @staticmethod
-    @once_differentiable
+    @first_order_only("best_cg", "mesa_attention_reference")
     def backward(ctx: FunctionCtx, d_o: Tensor) -> tuple[Tensor | None, ...]:
         x, k, v, g, beta, lamb, states = ctx.saved_tensors  # type: ignore[attr-defined]
         batch, _, heads, dim = x.shape

@@ -36,9 +36,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from commissure.core.errors import InputError
+from commissure.core.first_order import first_order_only
 from commissure.nn.heads import FORGET_BIAS, ConvState, HeadInputs, HeadOutput, gate_projection, head_sizes
 from commissure.nn.linear_attention import (
     Decays,
@@ -257,7 +258,7 @@ class _DeltaRule(torch.autograd.Function):
         return o, states[-1].unflatten(0, (v.shape[0], v.shape[2])).clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order_only("delta_rule", "delta_rule_reference")
     def backward(ctx: FunctionCtx, d_o: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, g, beta, *states = ctx.saved_tensors  # type: ignore[attr-defined]
         dtype = compute_dtype(v)

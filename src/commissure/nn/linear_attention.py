@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from commissure.core.errors import InputError
+from commissure.core.first_order import first_order_only
 from commissure.native.linear_attention import (
     linear_attention,
     linear_attention_backward,
@@ -171,7 +171,7 @@ class _GatedLinearAttention(torch.autograd.Function):
         return o, final_state
 
     @staticmethod
-    @once_differentiable
+    @first_order_only("gated_linear_attention", "gated_linear_attention_reference")
     def backward(ctx: Any, d_o: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, g, beta, states = ctx.saved_tensors
         grads = attend_backward(q, k, v, g, beta, states, d_o, d_final, **ctx.options)

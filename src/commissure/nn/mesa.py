@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from commissure.core.errors import CommissureWarning, InputError
+from commissure.core.first_order import first_order_only
 from commissure.core.mixer import select
 from commissure.native.linear_attention import linear_attention_backward
 from commissure.native.mesa import mesa_kernel_available, mesa_solve, mesa_solve_reference
@@ -271,7 +271,7 @@ class _MesaAttention(torch.autograd.Function):
         return o, last, h_kv_last, *info
 
     @staticmethod
-    @once_differentiable
+    @first_order_only("mesa_attention", "mesa_attention_reference")
     def backward(ctx: Any, d_o: Tensor, d_h_kk: Tensor, d_h_kv: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         with torch.autocast(d_o.device.type, enabled=False):
             grads = _backward(ctx.saved_tensors, d_o, d_h_kk, d_h_kv, ctx.options)

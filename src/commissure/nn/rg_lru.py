@@ -28,9 +28,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from commissure.core.errors import InputError
+from commissure.core.first_order import first_order_only
 from commissure.nn.convolution import ShortConvolution
 from commissure.nn.linear_attention import compute_dtype
 from commissure.nn.padding import check_sequence, check_step, zero_padding
@@ -187,7 +188,7 @@ class _LinearRecurrence(torch.autograd.Function):
         return h
 
     @staticmethod
-    @once_differentiable
+    @first_order_only("linear_recurrence", "linear_recurrence_reference")
     def backward(ctx: FunctionCtx, d_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, h, first = ctx.saved_tensors  # type: ignore[attr-defined]
         if a.shape[1] == 0:
