@@ -55,8 +55,8 @@ def linear_attention(
 ) -> tuple[Float[Tensor, "batch time heads value_dim"], Float[Tensor, "batch heads dim value_dim"]]:
     """The outputs and the state after the last token.
 
-    CPU tensors, all float32 or all float64, but g may be float64 beside float32; any time >= 0.  Runs on up to `torch.get_num_threads()` threads, with the
-    same bits for any number.  No gradient: see `nn.linear_attention`.
+    CPU tensors, all float32 or all float64, but g may be float64 beside float32; any time >= 0.  Runs on
+    up to `torch.get_num_threads()` threads, with the same bits for any number.  No gradient: see `nn.linear_attention`.
     Raises InputError for shapes or dtypes that do not fit.
 
     >>> one = torch.ones(1, 2, 1, 1)
