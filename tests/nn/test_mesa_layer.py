@@ -114,6 +114,51 @@ def test_half_precision_states_are_raised_to_single_with_one_warning():
     assert {x.dtype for x in out.state} == {torch.float32}
 
 
+@pytest.mark.filterwarnings("ignore:a Mesa state in half precision")
+@pytest.mark.parametrize(("dtype", "gap"), [(torch.bfloat16, 0.25), (torch.float16, 1e-3)], ids=["bfloat16", "float16"])
+def test_states_of_a_layer_survive_half_precision(dtype, gap):
+    """Rounding leaves them indefinite (bfloat16: beyond Lambda's floor): none is refused, every solver stays finite."""
+    layer = MesaLayer(32, heads=2, forget_bias=9.0, forget_cap=None, lambda_init=0.26)
+    worst = 0.0
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in layer.parameters():
+                if weight.ndim == 2:
+                    weight.copy_(torch.randn(weight.shape, generator=generator) / 4)
+            # A slow signal: its keys are nearly one.
+            x = torch.randn(1, 900, 32, generator=generator) / 10 + 2 * torch.randn(1, 1, 32, generator=generator)
+            _, state = layer(x)
+            stored = MesaState(*(part.to(dtype) for part in state.memory))
+            least = torch.linalg.eigvalsh(stored.h_kk.double()).amin()
+            worst = min(worst, float(least))
+            operands = layer.project(x[:, :20], state)[:6]
+            for solver in problems.SOLVERS:
+                out = mesa_attention(*operands, initial_state=stored, solver=solver)
+                assert out.output.isfinite().all()
+                assert torch.linalg.eigvalsh(out.state.h_kk.double()).min() >= -1e-5 * out.state.h_kk.abs().max()
+            y, last = layer(x[:, :20], state._replace(memory=stored))
+            assert torch.equal(last.memory.h_kk, mesa_attention(*operands, initial_state=stored).state.h_kk)
+            assert y.isfinite().all()
+    assert worst < -gap  # the stored states were what they are said to be
+
+
+def test_half_precision_forgives_its_rounding_and_no_more():
+    inputs = problem(1, 4, 1, 4, 3)
+    h_kk = torch.diag(torch.tensor([8.0, 4.0, 2.0, -0.05])).expand_as(inputs[6]).bfloat16()
+    mesa_checks._warn_half_precision.cache_clear()
+    with pytest.warns(CommissureWarning, match="half precision"):
+        forgiven = mesa_attention(*inputs[:6], initial_state=MesaState(h_kk, inputs[7]))
+    lifted = h_kk.double() + 0.05 * torch.eye(4)  # to the last positive semidefinite matrix, and no further
+    again = mesa_attention(*inputs[:6], initial_state=MesaState(lifted, inputs[7]))
+    torch.testing.assert_close(forgiven.output, again.output, rtol=1e-3, atol=1e-3)
+    with pytest.raises(InputError, match=r"h_kk\[0, 0\] = 'least eigenvalue -0.05"):
+        mesa_attention(*inputs[:6], initial_state=MesaState(h_kk.double(), inputs[7]))
+    h_kk = torch.diag(torch.tensor([8.0, 4.0, 2.0, -0.2])).expand_as(inputs[6]).bfloat16()
+    with pytest.raises(InputError, match=r"h_kk\[0, 0\] = 'least eigenvalue -0.2"):
+        mesa_attention(*inputs[:6], initial_state=MesaState(h_kk, inputs[7]))
+
+
 @pytest.mark.parametrize("solver", problems.SOLVERS)
 def test_autocast_does_not_reach_the_solver(solver):
     inputs = [x.float().requires_grad_() for x in problem(1, 40, 2, 8, 3)[:6]]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from commissure.nn import linear_attention, mesa_solvers
-from commissure.nn.mesa import MesaConvergenceWarning, MesaState, mesa_attention
+from commissure.nn.mesa import MesaConvergenceWarning, MesaLayer, MesaState, mesa_attention
 from commissure.nn.mesa_solvers import CGOptions, System, solve_block_rls, solve_cg
 
 spec = importlib.util.spec_from_file_location("mesa_problems", Path(__file__).with_name("mesa_problems.py"))
@@ -109,6 +109,24 @@ def test_missing_the_residual_warns_and_says_where():
         warnings.simplefilter("error")
         mesa_attention(*inputs, solver="cg", cg_eps=0.0, max_cg_steps=3)
         mesa_attention(*inputs, solver="cg", cg_eps=1e-6, max_cg_steps=100)
+
+
+def test_the_warning_points_at_the_callers_line():
+    """Also from packed sequences, the backward, and a layer."""
+    inputs = [x.float() for x in power_law(50, 16)]
+    leaves = [inputs[0].requires_grad_(), *inputs[1:]]
+    options = {"solver": "cg", "cg_eps": 1e-6, "max_cg_steps": 3}
+    layer = MesaLayer(16, heads=1, **options)
+    out = mesa_attention(*leaves, backward_solver="cg", solver="cholesky", cg_eps=1e-6, max_cg_steps=3).output.sum()
+    for call in (
+        lambda: mesa_attention(*inputs, **options),
+        lambda: mesa_attention(*inputs, cu_seqlens=torch.tensor([0, 20, 50]), **options),
+        lambda: layer(inputs[2][:, :, 0]),
+        out.backward,
+    ):
+        with pytest.warns(MesaConvergenceWarning) as caught:
+            call()
+        assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_zero_steps_from_the_query_is_linear_attention():

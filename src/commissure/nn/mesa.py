@@ -49,7 +49,15 @@ from commissure.nn.linear_attention import (
     segment_backward,
     states_of,
 )
-from commissure.nn.mesa_checks import check_cg, check_gram, check_operands, check_state, sequence_bounds
+from commissure.nn.mesa_checks import (
+    HALF,
+    caller_level,
+    check_cg,
+    check_gram,
+    check_operands,
+    check_state,
+    sequence_bounds,
+)
 from commissure.nn.mesa_solvers import (
     CGOptions,
     Solution,
@@ -162,13 +170,7 @@ def mesa_attention(
     rows = batch if bounds is None else len(bounds) - 1
     state = zero_state(rows, heads, dim, v.shape[3], device=q.device, dtype=compute_dtype(q, k, v))
     if initial_state is not None:
-        state = MesaState(
-            *(
-                check_state(name, given, empty.shape, empty.dtype, empty.device)
-                for name, given, empty in zip(MesaState._fields, initial_state, state, strict=True)
-            )
-        )
-        state = MesaState(check_gram(state.h_kk), state.h_kv)
+        state = _checked(initial_state, state)
     if bounds is None:
         return attend_mesa(q, k, v, g, beta, lamb, state, options)
     return _attend_packed((q, k, v, g, beta), lamb, state, bounds, options)
@@ -201,6 +203,13 @@ def zero_state(
         torch.zeros(batch, heads, dim, dim, device=device, dtype=dtype),
         torch.zeros(batch, heads, dim, value_dim, device=device, dtype=dtype),
     )
+
+
+def _checked(given: MesaState, like: MesaState) -> MesaState:
+    """A state in the dtype of the computation, symmetric and positive semidefinite; `InputError` where it is not."""
+    parts = zip(MesaState._fields, given, like, strict=True)
+    h_kk, h_kv = (check_state(name, x, empty.shape, empty.dtype, empty.device) for name, x, empty in parts)
+    return MesaState(check_gram(h_kk, given.h_kk.dtype), h_kv)
 
 
 def attend_mesa(
@@ -328,7 +337,7 @@ def _solve(solver: str, system: System, options: CGOptions) -> Solution:
         f"{solver} did not reach {goal} at {int(missed.sum())} of {missed.numel()} elements, the first at "
         f"(batch, time, head) = {first}; take more steps, a larger lamb, or solver='auto'",
         MesaConvergenceWarning,
-        stacklevel=2,
+        stacklevel=caller_level(),
     )
     return solution
 
@@ -445,7 +454,10 @@ class MesaLayer(nn.Module):
         q, k, v, g, beta, lamb, conv = self.project(x, state, lengths)
         forward = solver_for(self.solver, x.device)
         options = Options(forward, forward, CGOptions(64, self.max_cg_steps, self.cg_eps, self.cg_init))
-        mixed = attend_mesa(q, k, v, g, beta, lamb, state.memory, options)
+        memory = state.memory
+        if any(part.dtype in HALF for part in memory):
+            memory = _checked(memory, self.init_state(x.shape[0], device=x.device, dtype=x.dtype).memory)
+        mixed = attend_mesa(q, k, v, g, beta, lamb, memory, options)
         return self.output(mixed.output), MesaLayerState(conv, mixed.state)
 
     def project(

@@ -7,6 +7,7 @@ extremes of the gates tell NaN as well.  Initial states are symmetrized and must
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Mapping
 from functools import cache
@@ -20,8 +21,11 @@ from commissure.core.errors import CommissureWarning, InputError
 from commissure.nn.linear_attention import check_shapes
 
 __all__ = [
+    "HALF",
     "Gate",
+    "caller_level",
     "check_cg",
+    "check_gram",
     "check_operands",
     "check_state",
     "check_values",
@@ -31,7 +35,9 @@ __all__ = [
 ]
 
 FIRST_GUESSES = ("diag", "zero", "query")
-# Rounding leaves H unsymmetric and its least eigenvalue below zero by far less than this part of its largest entry.
+HALF = (torch.float16, torch.bfloat16)
+# Rounding leaves H unsymmetric and its least eigenvalue below zero by far less than this part of its largest entry,
+# before it is stored; a dtype it was stored in adds its own.
 STATE_TOLERANCE = 1e-5
 
 
@@ -106,26 +112,29 @@ def check_state(
         raise InputError(f"initial_state.{name}", tuple(x.shape), f"shape {shape}, key-major, a row for each sequence")
     if not x.dtype.is_floating_point or x.device != device:
         raise InputError(f"initial_state.{name}", f"{x.dtype} on {x.device}", f"a floating-point tensor on {device}")
-    if x.dtype in (torch.float16, torch.bfloat16):
+    if x.dtype in HALF:
         _warn_half_precision()
     if not bool(x.detach().sum().isfinite()):
         _refuse(f"initial_state.{name}", x, ~x.isfinite(), "finite numbers")
     return x.to(dtype)
 
 
-def check_gram(h_kk: Float[Tensor, "batch heads dim dim"]) -> Float[Tensor, "batch heads dim dim"]:
-    """h_kk symmetrized; `InputError` unless it is symmetric and positive semidefinite to rounding."""
+def check_gram(h_kk: Float[Tensor, "batch heads dim dim"], stored: torch.dtype) -> Float[Tensor, "batch heads dim dim"]:
+    """h_kk symmetrized; `InputError` unless it is symmetric and positive semidefinite to the rounding of `stored`.
+
+    Rounding every entry to precision eps moves no eigenvalue by more than eps |H|_F (Weyl).  That is nothing beside
+    Lambda in float32; in half precision the negative part is lifted away, or H + Lambda could be indefinite.
+    """
     if h_kk.numel() == 0:
         return h_kk
-    name = "initial_state.h_kk"
+    name, rounding = "initial_state.h_kk", torch.finfo(stored)
     with torch.no_grad():
         scale = h_kk.abs().amax((2, 3), keepdim=True)
-        unequal = (h_kk - h_kk.mT).abs() > STATE_TOLERANCE * scale
+        unequal = (h_kk - h_kk.mT).abs() > (STATE_TOLERANCE + rounding.eps) * scale + rounding.smallest_normal
         if bool(unequal.any()):
             _refuse(name, h_kk, unequal, "a symmetric matrix a head", "pass the state of an earlier call")
-        shifted = torch.diag_embed(
-            (STATE_TOLERANCE * scale + torch.finfo(h_kk.dtype).tiny)[..., 0].expand_as(h_kk[..., 0])
-        )
+        slack = STATE_TOLERANCE * scale + rounding.eps * torch.linalg.matrix_norm(h_kk, keepdim=True)
+        shifted = torch.diag_embed((slack + rounding.smallest_normal)[..., 0].expand_as(h_kk[..., 0]))
         failed = torch.linalg.cholesky_ex(h_kk + shifted).info != 0
         if bool(failed.any()):
             batch, head = failed.nonzero()[0].tolist()
@@ -136,7 +145,12 @@ def check_gram(h_kk: Float[Tensor, "batch heads dim dim"]) -> Float[Tensor, "bat
                 "a positive semidefinite matrix",
                 "pass the state of an earlier call",
             )
-    return (h_kk + h_kk.mT) / 2
+    symmetric = (h_kk + h_kk.mT) / 2
+    if stored not in HALF:
+        return symmetric
+    least = torch.linalg.eigvalsh(symmetric.detach().double())[..., :1]
+    lift = least.clamp(max=0.0).neg().to(h_kk.dtype)
+    return symmetric + torch.diag_embed(lift.expand_as(h_kk[..., 0]))
 
 
 def sequence_bounds(cu_seqlens: Int[Tensor, " sequences_plus_1"], batch: int, time: int) -> list[int]:
@@ -166,5 +180,13 @@ def _warn_half_precision() -> None:
     warnings.warn(
         "a Mesa state in half precision has lost what the layer needs; from here on it is float32: keep it so",
         CommissureWarning,
-        stacklevel=4,
+        stacklevel=caller_level(),
     )
+
+
+def caller_level() -> int:
+    """The `stacklevel` of a warning that points at the first line outside this library and torch."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("commissure", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
