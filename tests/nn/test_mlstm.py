@@ -167,7 +167,7 @@ def sensitivity(q, k, v, log_input, log_forget):
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("time", [480, 490, 500])
 def test_single_precision_stays_near_double(gates, time):
-    """Each element, within what its own terms allow: where n . q is a small difference of large terms, h is less sure."""
+    """Each element, within what its own terms allow: a small difference of large terms in n . q is less sure."""
     single = [t.float() for t in arguments(time, gates, dim=16)[:5]]
     double = [t.double() for t in single]
     exact, _ = matrix_lstm_reference(*double)
