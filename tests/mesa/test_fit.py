@@ -257,10 +257,29 @@ def test_refusals(tmp_path: Path) -> None:
         FitConfig(keep="best")  # type: ignore[arg-type]
     Stack(["gru"], 4, vocab=3).save(tmp_path / "stack")
     (tmp_path / "text").write_text("no model")
-    for path, message in (("stack", "mesa fit"), ("text", "safetensors"), ("missing", "safetensors")):
+    for path, message in (("stack", "mesa fit"), ("text", "safetensors"), ("missing", "existing file")):
         with pytest.raises(InputError, match=message):
             TaskModel.load(tmp_path / path)
     assert not any(TaskModel.is_saved(tmp_path / name) for name in ("stack", "missing"))
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command in two processes."""
+    launcher = ("torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0")
+    command = [sys.executable, "-m", *launcher, "-m", "commissure.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_sharded_blocks_return_nothing_that_loses_its_hooks(tmp_path: Path) -> None:
+    """FSDP warns where a block or a model returns a view of something else."""
+    done = torchrun(
+        "mesa", "fit", "--task", "regression", "--size", "dim=3", "n_pairs=4", "--mixer", "gated_linear",
+        "--steps", "1", "--set", "batch_size=2", "test_size=2", "dim=8", "heads=1", "head_dim=4", "mlp=gelu",
+        "--parallel", "fsdp", "--out", str(tmp_path / "model"),
+    )  # fmt: skip
+    assert "Warning" not in done.stderr
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -270,18 +289,7 @@ def test_torchrun_gives_the_single_process_s_model(strategy: str, tmp_path: Path
         "attention,gated_linear", "--steps", "8", "--set", "batch_size=5", "dim=8", "heads=1", "head_dim=4",
         "weight_decay=0.1", "--checkpoint-every", "3",
     ]  # fmt: skip
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=127.0.0.1:0",
-    ]
-    command = [sys.executable, *launcher, "-m", "commissure.cli", *arguments, "--parallel", strategy]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = torchrun(*arguments, "--parallel", strategy, "--out", str(tmp_path / "two"))
     assert done.stdout.count("accuracy") == 1, "one process reports"
     config = FitConfig(steps=8, batch_size=5, weight_decay=0.1)
     one = fit(EASY, ["attention", "gated_linear"], model=ModelConfig(dim=8, heads=1, head_dim=4), config=config)

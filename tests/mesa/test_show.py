@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,15 +126,42 @@ def test_checkpoints_of_both_kinds_are_shown(tmp_path: Path) -> None:
     assert rows == show(named, torch.randint(VOCAB, (2, 9), generator=torch_generator(0, "show")))
 
 
-def test_heads_are_drawn() -> None:
+def test_every_number_of_every_head_is_drawn() -> None:
     from matplotlib.figure import Figure
 
-    axes = Figure().subplots()
+    figure = Figure()
     rows = inspect(small(), texts())
-    draw(rows, axes)
-    points = axes.collections[0].get_offsets()
-    assert points[:, 1].tolist() == pytest.approx([row.condition_number for row in rows])
-    assert points[:, 0].tolist() == pytest.approx([1 - row.gamma_quantiles[1] for row in rows])
+    draw(rows, figure)
+    expected = {
+        "1 - γ": [1 - row.gamma_quantiles[1] for row in rows],
+        "β": [row.beta_mean for row in rows],
+        "Λ\n(min, mean, max)": [row.lambda_mean for row in rows],
+        "condition number": [row.condition_number for row in rows],
+        "CG steps": [row.cg_steps for row in rows],
+    }
+    assert len(figure.axes) == len(expected)
+    for axes, (name, values) in zip(figure.axes, expected.items(), strict=True):
+        assert name in axes.get_ylabel()
+        points = axes.lines[0]
+        assert list(points.get_xdata()) == [0, 1, 2, 3]
+        assert list(points.get_ydata()) == pytest.approx(values)
+        low, high = axes.get_ylim()
+        assert low <= min(values) <= max(values) <= high
+    spans = [[tuple(end[1] for end in bar) for bar in figure.axes[i].collections[0].get_segments()] for i in (0, 2)]
+    for row, forgotten, penalty in zip(rows, *spans, strict=True):
+        assert forgotten == pytest.approx((1 - row.gamma_quantiles[2], 1 - row.gamma_quantiles[0]))
+        assert penalty == pytest.approx((row.lambda_min, row.lambda_max))
+    assert [text.get_text() for text in figure.axes[-1].get_xticklabels()] == ["block 1", "block 3"]
+
+
+def test_many_layers_keep_their_names_apart() -> None:
+    from matplotlib.figure import Figure
+
+    row = inspect(small(), texts())[0]
+    figure = Figure()
+    draw([replace(row, layer=f"blocks.{i // 2}.mixer", head=i % 2) for i in range(48)], figure)
+    names = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+    assert names == [f"block {i}" for i in range(0, 24, 3)]
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from commissure.core.errors import InputError
+from commissure.core.files import read_tensors
 from commissure.train import Checkpoint, TrainConfig, train
 
 SCRIPT = str(Path(__file__).with_name("run.py"))
@@ -99,3 +101,38 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         fit(tmp_path / "run", stop=5)
     with pytest.raises(InputError, match="existing folder"):
         fit(tmp_path / "missing" / "run", steps=20)
+
+
+@pytest.mark.parametrize("missing", ["rng.cpu", "losses", "scores"])
+def test_a_checkpoint_without_its_parts_is_refused(missing: str, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    fit(path, steps=20)
+    rewrite(path, lambda tensors: tensors.pop(missing))
+    with pytest.raises(InputError, match=rf"checkpoint\['{missing}'\] = 'missing'"):
+        fit(path, stop=5, steps=20)
+
+
+@pytest.mark.parametrize("part", ["model.weight", "best.weight", "exp_avg.weight"])
+def test_a_checkpoint_with_weights_that_are_not_finite_is_refused(part: str, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    fit(path, steps=20)
+    rewrite(path, lambda tensors: tensors[part].fill_(float("nan")))
+    with pytest.raises(InputError, match="not finite"):
+        fit(path, stop=5, steps=20)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """The same file with its tensors changed."""
+    metadata, tensors = read_tensors(path)
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
+
+
+@pytest.mark.parametrize("every", [0, -3])
+def test_a_checkpoint_every_no_steps_is_refused(every: int, tmp_path: Path) -> None:
+    module = nn.Linear(1, 1)
+    with pytest.raises(InputError, match=rf"checkpoint\.every = {every}"):
+        train(
+            module, lambda s: None, loss=lambda b: module.weight.sum(), config=TrainConfig(steps=2), seed=0,
+            checkpoint=Checkpoint(tmp_path / "run", every),
+        )  # fmt: skip

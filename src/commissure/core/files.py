@@ -1,4 +1,4 @@
-"""Writing a file in one step: the target is the old file or the whole new one, never a part."""
+"""Files: written in one step, so that the target is the old one or the whole new one, and tensors read back."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch import Tensor
+
 from commissure.core.errors import InputError
 
-__all__ = ["check_target", "replacing"]
+__all__ = ["check_target", "read_tensors", "replacing"]
 
 
 @contextmanager
@@ -31,3 +33,18 @@ def check_target(path: str | os.PathLike[str], argument: str = "path") -> Path:
     if not path.parent.is_dir() or path.is_dir():
         raise InputError(argument, str(path), "a file in an existing folder", "create the folder, or name another file")
     return path
+
+
+def read_tensors(path: str | os.PathLike[str], argument: str = "path") -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file; `InputError` for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise InputError(argument, str(path), "an existing file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            # Clones are aligned as torch's own memory is: an unaligned matrix takes other BLAS kernels, other bits.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return dict(file.metadata() or {}), tensors
+    except (OSError, SafetensorError) as error:
+        raise InputError(argument, str(path), "a readable safetensors file", str(error)) from None

@@ -280,8 +280,8 @@ def _draw(rows: list[Any], out: Path) -> None:
     from commissure.core.files import replacing
     from commissure.mesa.show import draw
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    draw(rows, figure.subplots())
+    figure = Figure(figsize=(7, 8.5), layout="constrained")
+    draw(rows, figure)
     with replacing(out) as partial:
         figure.savefig(partial, format="svg")
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from commissure.core.config import Config
 from commissure.core.errors import InputError
-from commissure.core.files import replacing
+from commissure.core.files import read_tensors, replacing
 from commissure.core.mixer import SequenceMixer
 from commissure.core.rng import isolated
 from commissure.mesa.tasks import Task
@@ -113,7 +113,7 @@ class TaskModel(nn.Module):
     @classmethod
     def load(cls, path: str | Path, *, mixer: MixerFactory | None = None) -> TaskModel:
         """Read a file of `save`; `mixer` makes the blocks it stores no name for.  `InputError` for another file."""
-        metadata, weights = _read(Path(path))
+        metadata, weights = read_tensors(path)
         if not {"model", "mixers", "task"} <= metadata.keys():
             raise InputError("path", str(path), "a file written by commissure mesa fit", "check which model it holds")
         try:
@@ -135,7 +135,7 @@ class TaskModel(nn.Module):
     @staticmethod
     def is_saved(path: str | Path) -> bool:
         """Whether `path` is a file written by `save`."""
-        return Path(path).is_file() and {"model", "mixers", "task"} <= _read(Path(path))[0].keys()
+        return Path(path).is_file() and {"model", "mixers", "task"} <= read_tensors(path)[0].keys()
 
     def _stack(self, mixers: Sequence[str | MixerFactory]) -> Stack:
         if isinstance(mixers[0], str) and "mesanet-" in mixers[0]:
@@ -191,13 +191,3 @@ def _code(time: int, dim: int) -> Float[Tensor, "time dim"]:
     frequency = 10_000.0 ** -(torch.arange(n) / max(1, n - 1))
     angle = torch.arange(time)[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], 1)[:, :dim]
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError("path", str(path), "a readable safetensors file", str(error)) from None

@@ -10,6 +10,7 @@ section 5, appendix O and figure 14.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from commissure.nn.mesa import MesaLayer, mesa_attention
 from commissure.nn.stack import Stack
 
 __all__ = ["MesaHead", "draw", "inspect", "open_model", "show"]
+
+_MOST_NAMES = 8  # of layers below a figure, side by side
 
 
 @dataclass(frozen=True)
@@ -104,14 +107,64 @@ def open_model(path: str | Path) -> nn.Module:
     return MesaNetForCausalLM.from_pretrained(path).eval()
 
 
-def draw(rows: list[MesaHead], axes: Any) -> None:
-    """Condition number over the median gamma, one point a head, its size the conjugate gradient steps.
+def draw(rows: list[MesaHead], figure: Any) -> None:
+    """Five panels over all heads, layer after layer: gates, Lambda, condition number and conjugate gradient steps.
 
-    `axes` are matplotlib's, in whatever style the caller has set; 1 - gamma is drawn, logarithmically.
+    `figure` is matplotlib's, empty, in whatever style the caller has set.  Points are means (gamma: medians; the
+    condition number is one), bars the 5 to 95 % of the tokens for gamma and all dimensions for Lambda.  Forgetting is
+    drawn as 1 - gamma, logarithmically, since what matters is how near 1 gamma is.
     """
-    forgetting = [max(1 - row.gamma_quantiles[1], 1e-6) for row in rows]
-    axes.scatter(forgetting, [row.condition_number for row in rows], s=[4 * row.cg_steps for row in rows], alpha=0.6)
-    axes.set(xscale="log", yscale="log", xlabel="1 - median γ (1/tokens)", ylabel="condition number of H + Λ")
+    from matplotlib.ticker import LogFormatter
+
+    x = list(range(len(rows)))
+    first = [i for i in x if i == 0 or rows[i].layer != rows[i - 1].layer]
+    forgotten = [[max(1 - quantile, 1e-6) for quantile in row.gamma_quantiles] for row in rows]
+    panels: list[tuple[str, str, list[float], tuple[list[float], list[float]] | None]] = [
+        ("forgetting\n1 - γ (per token)", "log", [f[1] for f in forgotten], _ends(forgotten)),
+        ("writing β\n(mean)", "linear", [row.beta_mean for row in rows], None),
+        (
+            "penalty Λ\n(min, mean, max)",
+            "log",
+            [row.lambda_mean for row in rows],
+            ([row.lambda_min for row in rows], [row.lambda_max for row in rows]),
+        ),
+        ("condition number\nof H + Λ", "log", [row.condition_number for row in rows], None),
+        ("CG steps\n(mean per token)", "linear", [row.cg_steps for row in rows], None),
+    ]
+    all_axes = figure.subplots(len(panels), sharex=True)
+    for axes, (label, scale, values, ends) in zip(all_axes, panels, strict=True):
+        if ends is not None:
+            axes.vlines(x, *ends, alpha=0.5)
+        axes.plot(x, values, "o", markersize=4)
+        axes.set(yscale=scale, ylabel=label, xlim=(-0.5, len(rows) - 0.5))
+        if scale == "log":
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        axes.margins(y=0.15)
+        axes.grid(axis="y", alpha=0.3)
+        for start in first[1:]:
+            axes.axvline(start - 0.5, color="gray", linewidth=0.6)
+    all_axes[1].set_ylim(-0.05, 1.05)
+    all_axes[-1].set_ylim(bottom=0)
+    centers = [(start + end - 1) / 2 for start, end in pairwise([*first, len(rows)])]
+    thinned = slice(None, None, -(-len(first) // _MOST_NAMES))
+    all_axes[-1].set_xticks(centers[thinned], [_short(rows[i].layer) for i in first][thinned])
+    all_axes[-1].set_xlabel("heads, in their order within each layer")
+    figure.align_ylabels()
+
+
+def _ends(quantiles: list[list[float]]) -> tuple[list[float], list[float]]:
+    return [q[-1] for q in quantiles], [q[0] for q in quantiles]
+
+
+def _short(layer: str) -> str:
+    """The number of the block, where a layer's name has one.
+
+    >>> _short("model.stack.blocks.3.mixer"), _short("recall")
+    ('block 3', 'recall')
+    """
+    numbers = [part for part in layer.split(".") if part.isdigit()]
+    return f"block {numbers[-1]}" if numbers else layer
 
 
 def _record(model: nn.Module, tokens: Tensor) -> dict[str, tuple[MesaLayer, Call]]:

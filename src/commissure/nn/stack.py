@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from commissure.core.config import Config
 from commissure.core.errors import InputError
-from commissure.core.files import replacing
+from commissure.core.files import read_tensors, replacing
 from commissure.core.mixer import SequenceMixer, State
 from commissure.core.rng import isolated
 from commissure.nn.decay import exempt, exempted
@@ -274,7 +274,7 @@ class Stack(nn.Module):
 
         Raises `InputError` for a file that is not one, or whose weights do not fit its configuration.
         """
-        metadata, weights = _read(Path(path))
+        metadata, weights = read_tensors(path)
         if metadata.get("format") != _FORMAT:
             raise InputError("path", str(path), f"a checkpoint written by Stack.save (format {_FORMAT!r})")
         config = StackConfig.from_json(metadata.get("config", ""))
@@ -348,20 +348,6 @@ def _make(entry: str | MixerFactory, config: StackConfig) -> SequenceMixer:
 def _norm(config: StackConfig) -> nn.Module:
     kinds = {"rms": lambda: nn.RMSNorm(config.dim, eps=1e-6), "layer": lambda: nn.LayerNorm(config.dim)}
     return kinds.get(config.norm, nn.Identity)()
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise InputError("path", str(path), "an existing file")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            # Clones are aligned as torch's own memory is: an unaligned matrix takes other BLAS kernels, other bits.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            return dict(file.metadata() or {}), tensors
-    except SafetensorError as error:
-        raise InputError("path", str(path), f"a safetensors file ({error})") from None
 
 
 def _check_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from commissure.core.errors import InputError
-from commissure.core.files import replacing
+from commissure.core.files import check_target, read_tensors, replacing
 from commissure.train.parallel import Processes, distribute_like, whole
 
-__all__ = ["Checkpoint", "Run", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "Run", "check_checkpoint", "read_checkpoint", "write_checkpoint"]
 
 _FORMAT = "commissure.train.Checkpoint"
 
@@ -44,6 +44,13 @@ class Run:
     scores: list[tuple[int, float]] = field(default_factory=list)
     best: float = -math.inf
     best_weights: dict[str, Tensor] | None = None
+
+
+def check_checkpoint(checkpoint: Checkpoint) -> None:
+    """`InputError` before the work that would be lost."""
+    check_target(checkpoint.path, "checkpoint")
+    if checkpoint.every < 1:
+        raise InputError("checkpoint.every", checkpoint.every, "a number of steps >= 1")
 
 
 def write_checkpoint(
@@ -76,12 +83,13 @@ def write_checkpoint(
 
 def read_checkpoint(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer, *, key: str) -> Run:
     """Put module, optimizer and torch's generator into the state saved; `InputError` where it is another run's."""
-    metadata, tensors = _read(checkpoint.path)
+    metadata, tensors = read_tensors(checkpoint.path, "checkpoint")
     if metadata.get("format") != _FORMAT:
         raise InputError("checkpoint", str(checkpoint.path), f"a file of format {_FORMAT!r}", "name another file")
     if metadata.get("key") != key:
         allowed = "a checkpoint of the same configuration and seed"
         raise InputError("checkpoint", str(checkpoint.path), allowed, "remove it, or name another file")
+    _check_parts(tensors, {"rng.cpu", "losses", "scores", *(["rng.cuda"] if _on_cuda(module) else [])})
     _load(module, _part(tensors, "model"), checkpoint.path)
     for name, parameter in module.named_parameters():
         state = {
@@ -105,15 +113,13 @@ def read_checkpoint(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.
     )
 
 
-def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            return dict(file.metadata() or {}), tensors
-    except (OSError, SafetensorError) as error:
-        raise InputError("checkpoint", str(path), "a readable safetensors file", str(error)) from None
+def _check_parts(tensors: Mapping[str, Tensor], needed: set[str]) -> None:
+    """The parts a run goes on from are there, and its weights and moments are finite."""
+    for name in sorted(needed - tensors.keys()):
+        raise InputError(f"checkpoint[{name!r}]", "missing", "a tensor of this name", "remove the damaged file")
+    for name, t in tensors.items():
+        if name not in ("losses", "scores") and not bool(t.isfinite().all()):
+            raise InputError(f"checkpoint[{name!r}]", "not finite", "finite numbers", "remove the damaged file")
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

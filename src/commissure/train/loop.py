@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from commissure.core.config import Config
 from commissure.core.errors import ConvergenceError, InputError
 from commissure.core.rng import isolated
-from commissure.train.checkpoint import Checkpoint, Run, read_checkpoint, write_checkpoint
+from commissure.train.checkpoint import Checkpoint, Run, check_checkpoint, read_checkpoint, write_checkpoint
 from commissure.train.parallel import Processes
 
 __all__ = ["TrainConfig", "TrainResult", "train"]
@@ -92,6 +92,8 @@ def train(
     """
     processes = Processes() if processes is None else processes
     plain = processes.unwrap(module)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
     optimizer = _optimizer(plain, config, decays)
     run = Run(best_step=config.steps)
     with isolated(seed, "train"):

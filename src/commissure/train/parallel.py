@@ -50,9 +50,9 @@ class Processes:
 
             marked = exempted(module)
             mesh = init_device_mesh(next(module.parameters()).device.type, (self.size,))
-            for part in [block for m in module.modules() if isinstance(m, nn.ModuleList) for block in m]:
+            for part in [block for m in module.modules() if isinstance(m, nn.ModuleList) for block in m] + [module]:
+                part.register_forward_hook(_without_views)
                 fully_shard(part, mesh=mesh)
-            fully_shard(module, mesh=mesh)
             exempt(module, marked)
         return module
 
@@ -114,6 +114,13 @@ def distribute_like(tensor: Tensor, like: Any) -> Tensor:
 
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
     return tensor.to(like.device)
+
+
+def _without_views(module: nn.Module, arguments: Any, output: Any) -> Any:
+    """FSDP hangs its backward hooks on what a module returns; changed in place, a view would lose them."""
+    from torch.utils._pytree import tree_map_only
+
+    return tree_map_only(Tensor, lambda t: t.clone() if t.requires_grad and t._is_view() else t, output)
 
 
 def _is_sharded(tensor: Any) -> bool:
