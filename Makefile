@@ -24,6 +24,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	OMP_NUM_THREADS=1 $(BIN)/commissure decode bench
+	OMP_NUM_THREADS=1 $(BIN)/commissure mesa bench
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/least_squares.py
 
 docs: $(VENV)/.docs

@@ -166,9 +166,23 @@ def test_regbench_is_measured_against_its_automata() -> None:
     assert perfect.total_variation == pytest.approx(0, abs=1e-6)
     batch = source.batch(2, 10, split="test")
     allowed = (truth > 0).sum(-1)[batch.mask].double()
-    assert mixed.total_variation == pytest.approx(float((0.5 * (1 - allowed / 20)).mean()), rel=1e-5)
+    share = (0.5 / allowed + 0.5 / 20) / (0.5 + 0.5 * 18 / 20)  # of an allowed symbol, among the 18
+    assert mixed.total_variation == pytest.approx(float((1 - allowed * share).mean()), rel=1e-5)
     wrong = evaluate(Known(lambda inputs: (1 - truth.sign()).clamp(min=1e-9).log()), source, seed=2, n_sequences=10)
     assert wrong.value == 0
+
+
+@pytest.mark.parametrize("ends", [0.04, 0.9])
+def test_the_true_automaton_is_not_charged_for_the_separator(ends: float) -> None:
+    """Strings of unknown length: the perfect predictor leaves some probability, or most, for their end."""
+    source = RegBench(length=60, n_train=20, n_test=10)
+    truth = source.distributions(2, 10, split="test")
+    ending = torch.zeros(source.vocab)
+    ending[source.n_symbols] = ends
+    exact = ((1 - ends) * truth + ending).clamp(min=1e-30).log()
+    found = evaluate(Known(lambda inputs: exact), source, seed=2, n_sequences=10)
+    assert found.value == 1
+    assert found.total_variation == pytest.approx(0, abs=1e-6)
 
 
 def test_a_training_set_is_gone_through_in_epochs() -> None:
@@ -218,6 +232,16 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert resumed.evaluations == whole.evaluations
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], weight), name
+
+
+def test_another_factory_does_not_take_up_a_run_unseen(tmp_path: Path) -> None:
+    """Factories have no name that a checkpoint could compare: its key has to tell them apart."""
+    path = tmp_path / "run"
+    with pytest.raises(InputError, match=r"checkpoint\.key = ''"):
+        fit(EASY, ["gru", GRU], model=TINY, config=QUICK, checkpoint=Checkpoint(path))
+    fit(EASY, GRU, model=TINY, config=QUICK, checkpoint=Checkpoint(path, key="one"))
+    with pytest.raises(InputError, match="same configuration"):
+        fit(EASY, GRU, model=TINY, config=QUICK, checkpoint=Checkpoint(path, key="other"))
 
 
 def test_refusals(tmp_path: Path) -> None:

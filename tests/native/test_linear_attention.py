@@ -167,6 +167,22 @@ def test_the_number_of_threads_changes_no_bit(shape):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("with_kernel", [True, False], ids=["kernel", "reference"])
+def test_gates_may_keep_double_digits(with_kernel, monkeypatch):
+    """exp(g) of g = -60 rounded to float32 is off by 2e-6."""
+    args = problem(1, 20, 2, 4, 3, seed=10, dtype=torch.float32)
+    if not with_kernel:
+        monkeypatch.setattr(linear_attention, "kernels", lambda: None)
+    args[3] = torch.full((1, 20, 2), -60.0 - 1e-6, dtype=torch.float64)
+    args[5] = args[5] * 1e30
+    found = everything(args)
+    assert all(x.dtype == torch.float32 for x in found)
+    first = found[0][:, 0].double()
+    tokens, state = [x[:, :1].double() for x in args[:5]], args[5].double()
+    exact = linear_attention_reference(*tokens, state)[0][:, 0]
+    torch.testing.assert_close(first, exact, rtol=5e-7, atol=1e-9 * float(exact.abs().max()))
+
+
 def test_the_query_gradient_can_be_left_out():
     args = problem(2, 37, 2, 6, 5, seed=7)
     whole, without = linear_attention_backward(*args), linear_attention_backward(*args, query=False)

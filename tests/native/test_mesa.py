@@ -74,7 +74,7 @@ def test_an_older_build_of_the_kernels_counts_as_none() -> None:
     found = subprocess.run([sys.executable, "-c", STALE], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith(
-        "1 commissure was built without its C++ kernels (an older build, without mesa_solve)"
+        "1 commissure was built without its C++ kernels (an older build, without mesa_solve, "
     )
 
 

@@ -13,6 +13,15 @@ from commissure.nn import linear_attention
 from commissure.nn.linear_attention import gated_linear_attention, gated_linear_attention_reference
 
 
+@pytest.fixture(autouse=True, scope="module", params=["kernel", "torch"])
+def backend(request):
+    """Both paths: the compiled kernel where it is built, and torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(linear_attention, "linear_attention_kernel_available", lambda: False)
+        yield request.param
+
+
 def problem(
     batch: int, time: int, heads: int, dim: int, value_dim: int, *, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> list[Tensor]:

@@ -150,13 +150,34 @@ def test_a_stretch_may_be_cut_anywhere():
     assert_close((torch.cat(outputs, 1), *memory), (whole, *last), 1e-11)
 
 
+def sensitivity(q, k, v, log_input, log_forget):
+    """What an error of 1 in every term of C q and n . q, relative to the term, can change in each element of h."""
+    o, total, size = (torch.zeros_like(x[:, 0, :, :, None] * k[:, 0, :, None, :]) for x in (v, q[..., :1], q[..., :1]))
+    found = []
+    for t in range(q.shape[1]):
+        forget, write = (gate[:, t].exp()[..., None, None] for gate in (log_forget, log_input))
+        query = q[:, t, :, :, None] / math.sqrt(q.shape[3])
+        total, size = forget * total + write * k[:, t, :, None], forget * size + write * k[:, t, :, None].abs()
+        o = forget * o + write * (v[:, t, :, :, None] * k[:, t, :, None]).abs()
+        weight = (total @ query).abs().clamp(min=1)
+        found.append(torch.cat([o @ query.abs(), size @ query.abs()], 2)[..., 0] / weight[..., 0])
+    return torch.stack(found, 1)
+
+
 @pytest.mark.parametrize("gates", GATES)
-def test_single_precision_stays_near_double(gates):
-    single = [t if isinstance(t, tuple) else t.float() for t in arguments(500, gates, dim=16)[:5]]
-    exact, _ = matrix_lstm_reference(*(t.double() for t in single))
+@pytest.mark.parametrize("time", [480, 490, 500])
+def test_single_precision_stays_near_double(gates, time):
+    """Each element, within what its own terms allow: a small difference of large terms in n . q is less sure."""
+    single = [t.float() for t in arguments(time, gates, dim=16)[:5]]
+    double = [t.double() for t in single]
+    exact, _ = matrix_lstm_reference(*double)
     o, memory = matrix_lstm(*single)
     assert {o.dtype, *(t.dtype for t in memory)} == {torch.float32}
-    assert float((o - exact).norm()) <= 5e-6 * float(exact.norm())
+    allowed = sensitivity(*double)
+    limit = (
+        1e-6 * (allowed[..., :-1] + exact.abs() * allowed[..., -1:]) + 1e-12
+    )  # writes of exp(-100) are below float32
+    assert bool(((o - exact).abs() <= limit).all())
 
 
 def test_half_precision_is_computed_in_single():

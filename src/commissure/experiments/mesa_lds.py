@@ -40,8 +40,8 @@ LAYERS: dict[str, Callable[..., Any]] = {
 GRID = tuple((lr, is_plain) for lr in (3e-3, 1e-2, 3e-2, 1e-1, 2e-1) for is_plain in (True, False))
 SEARCH_SEED = 100
 CHOSEN: dict[str, tuple[float, bool]] = {
-    "Mesa": (1e-1, True),
-    "Mesa, floor .25": (1e-1, True),
+    "Mesa": (2e-1, True),
+    "Mesa, floor .25": (2e-1, True),
     "Gated DeltaNet": (1e-1, True),
     "gated linear attention": (3e-2, False),
 }

@@ -142,7 +142,7 @@ class Heads {
     }
     void open(int64_t first, int64_t index) {
         enter(first, index);
-        for (int64_t t = 0; t < m.time; ++t) gamma[t] = std::exp(double(in(m.g)[(b * m.time + t) * m.heads + h]));
+        for (int64_t t = 0; t < m.time; ++t) gamma[t] = std::exp(m.g[(b * m.time + t) * m.heads + h]);
         load_state(state, in(m.initial));
     }
     int64_t end_of(int64_t number) const { return number + 1 < segments ? (number + 1) * segment : chunks; }

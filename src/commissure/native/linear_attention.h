@@ -8,10 +8,11 @@ namespace commissure {
 constexpr int kGroup = 8;  // heads one thread works on side by side, at most
 
 // Row-major arrays of float or of double: q, k, d_q, d_k [B,T,H,D]; v, o, d_o, d_v [B,T,H,E]; g, beta, d_g, d_beta
-// [B,T,H]; states [B,H,D,E].  A null beta is all ones; the gradient of the queries is left out where d_q is null.
+// [B,T,H], g of double always; states [B,H,D,E].  A null beta is all ones; the gradient of the queries is left out where d_q is null.
 struct AttentionView {
     int64_t batch, time, heads, dim, value_dim;
-    const void *q, *k, *v, *g, *beta, *initial;
+    const void *q, *k, *v, *beta, *initial;
+    const double* g;
     void *o, *final_state;          // of the forward
     const void *d_o, *d_final;      // of the backward, and all below
     void *d_q, *d_k, *d_v, *d_g, *d_beta, *d_initial;

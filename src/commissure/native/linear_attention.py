@@ -12,7 +12,7 @@
     R_t                          gradient of the state
 
 Chunks of 16 tokens: 4 D E + 64 max(D, E) operations a token and head forward, about three times as many backward.  The
-backward computes the states again, so that nothing but its arguments is kept for it; its scratch is O(time dim) a thread.
+backward computes the states again, so that nothing but its arguments is kept for it; its scratch is O(time dim) a head.
 Source: Yang et al., arXiv 2312.06635, section 4.
 """
 
@@ -55,8 +55,8 @@ def linear_attention(
 ) -> tuple[Float[Tensor, "batch time heads value_dim"], Float[Tensor, "batch heads dim value_dim"]]:
     """The outputs and the state after the last token.
 
-    CPU tensors, all float32 or all float64; any time >= 0.  Runs on up to `torch.get_num_threads()` threads, with the
-    same bits for any number.  No gradient: see `nn.linear_attention`.
+    CPU tensors, all float32 or all float64, but g may be float64 beside float32; any time >= 0.  Runs on
+    up to `torch.get_num_threads()` threads, with the same bits for any number.  No gradient: see `nn.linear_attention`.
     Raises InputError for shapes or dtypes that do not fit.
 
     >>> one = torch.ones(1, 2, 1, 1)
@@ -98,9 +98,7 @@ def linear_attention_backward(
     [5.0, 2.0, 1.0, 3.0, 2.0, 1.0]
     """
     _check(q, k=k, v=v, g=g, beta=beta, initial_state=initial_state, d_o=d_o, d_final=d_final)
-    d_q, *others = torch.ops.commissure.linear_attention_backward(
-        q, k, v, g, beta, initial_state, d_o, d_final, query
-    )
+    d_q, *others = torch.ops.commissure.linear_attention_backward(q, k, v, g, beta, initial_state, d_o, d_final, query)
     d_k, d_v, d_g, d_beta, d_initial = others
     return d_q if query else None, d_k, d_v, d_g, d_beta, d_initial
 
@@ -120,7 +118,8 @@ def _check(q: Tensor, v: Tensor, **others: Tensor | None) -> None:
             continue
         if name != "v" and value.shape != shapes[name]:
             raise InputError(name, tuple(value.shape), f"shape {tuple(shapes[name])}, to fit q and v")
-        if value.dtype != q.dtype or value.device != q.device:
+        is_fine = value.dtype == q.dtype or (name == "g" and value.dtype == torch.float64)
+        if not is_fine or value.device != q.device:
             kind = (str(value.dtype), value.device.type)
             raise InputError(name, kind, f"q's dtype and device, {q.dtype}, {q.device}")
 
@@ -142,7 +141,7 @@ def _forward(
     if native is None:
         o, final_state = linear_attention_reference(q, k, v, g, beta, initial_state)
         return o, final_state.clone()
-    arrays = _contiguous(q, k, v, g, beta, initial_state)
+    arrays = _contiguous(q, k, v, g.double(), beta, initial_state)
     results = _empty(v, initial_state)
     native.linear_attention(*_addresses(arrays), *_addresses(results), *_sizes(q, v), clone)
     return results[0], results[1]
@@ -163,12 +162,10 @@ def _backward(
     """The operator on CPU tensors; the gradient of q is empty if it is not wanted."""
     native = kernels()
     if native is None:
-        d_q, *others = linear_attention_backward_reference(
-            q, k, v, g, beta, initial_state, d_o, d_final, query=query
-        )
+        d_q, *others = linear_attention_backward_reference(q, k, v, g, beta, initial_state, d_o, d_final, query=query)
         return q.new_empty(0) if d_q is None else d_q, *others
-    arrays = _contiguous(q, k, v, g, beta, initial_state, d_o, d_final)
-    results = _empty(q, k, v, g, g, initial_state) if query else [q.new_empty(0), *_empty(k, v, g, g, initial_state)]
+    arrays = _contiguous(q, k, v, g.double(), beta, initial_state, d_o, d_final)
+    results = _gradients(q, k, v, g, initial_state, query)
     written = results if query else [None, *results[1:]]
     native.linear_attention_backward(*_addresses(arrays), *_addresses(written), *_sizes(q, v), clone)
     return tuple(results)
@@ -181,6 +178,13 @@ def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
 def _empty(*tensors: Tensor) -> list[Tensor]:
     """Memory for results shaped like these, not filled."""
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors]
+
+
+def _gradients(q: Tensor, k: Tensor, v: Tensor, g: Tensor, initial_state: Tensor, query: bool) -> list[Tensor]:
+    """Memory for all gradients, in q's dtype."""
+    d_g, d_beta = (torch.empty(g.shape, dtype=q.dtype, device=q.device) for _ in range(2))
+    d_q, d_k, d_v, d_initial = _empty(q if query else q.new_empty(0), k, v, initial_state)
+    return [d_q, d_k, d_v, d_g, d_beta, d_initial]
 
 
 def _addresses(tensors: list[Tensor | None] | list[Tensor]) -> list[int]:
@@ -209,7 +213,7 @@ def _fake_backward(
     d_final: Tensor,
     query: bool,
 ) -> tuple[Tensor, ...]:
-    return (_empty(q)[0] if query else q.new_empty(0)), *_empty(k, v, g, g, initial_state)
+    return tuple(_gradients(q, k, v, g, initial_state, query))
 
 
 _library.impl("linear_attention", _forward, "CPU")

@@ -42,7 +42,7 @@ void linear_attention(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t g, uintpt
     const AttentionKernel& kernel = attention_kernel(clone);
     AttentionView m{};
     m.batch = batch, m.time = time, m.heads = heads, m.dim = dim, m.value_dim = value_dim;
-    m.q = at(q), m.k = at(k), m.v = at(v), m.g = at(g), m.beta = at(beta), m.initial = at(initial);
+    m.q = at(q), m.k = at(k), m.v = at(v), m.g = static_cast<const double*>(at(g)), m.beta = at(beta), m.initial = at(initial);
     m.o = at(o), m.final_state = at(final_state);
     nb::gil_scoped_release release;
     attend(m, 5, threads, [&] { kernel.forward(m, single); });
@@ -56,7 +56,7 @@ void linear_attention_backward(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t 
     const AttentionKernel& kernel = attention_kernel(clone);
     AttentionView m{};
     m.batch = batch, m.time = time, m.heads = heads, m.dim = dim, m.value_dim = value_dim;
-    m.q = at(q), m.k = at(k), m.v = at(v), m.g = at(g), m.beta = at(beta), m.initial = at(initial);
+    m.q = at(q), m.k = at(k), m.v = at(v), m.g = static_cast<const double*>(at(g)), m.beta = at(beta), m.initial = at(initial);
     m.d_o = at(d_o), m.d_final = at(d_final), m.d_q = at(d_q), m.d_k = at(d_k), m.d_v = at(d_v), m.d_g = at(d_g);
     m.d_beta = at(d_beta), m.d_initial = at(d_initial);
     nb::gil_scoped_release release;

@@ -56,8 +56,8 @@ def linear_attention_backward_reference(
     [5.0, 2.0, 1.0, 3.0, 2.0, 1.0]
     """
     states = _states(k, v, g, beta, initial_state)
-    strength = torch.ones_like(g) if beta is None else beta
-    grads = [torch.zeros_like(x) for x in (q, k, v, g, g)]
+    strength = torch.ones(g.shape, dtype=q.dtype) if beta is None else beta
+    grads = [torch.zeros_like(x, dtype=q.dtype) for x in (q, k, v, g, g)]
     d_q, d_k, d_v, d_g, d_beta = grads
     d_state = d_final.clone()
     for t in reversed(range(q.shape[1])):
@@ -67,7 +67,7 @@ def linear_attention_backward_reference(
         d_beta[:, t] = (by_value * k[:, t]).sum(-1)
         d_k[:, t] = strength[:, t, :, None] * by_value
         d_v[:, t] = strength[:, t, :, None] * torch.einsum("bhde,bhd->bhe", d_state, k[:, t])
-        d_state = g[:, t, :, None, None].exp() * d_state
+        d_state = g[:, t, :, None, None].exp().to(k.dtype) * d_state
         d_g[:, t] = (d_state * states[t]).sum((-2, -1))
     return d_q if query else None, d_k, d_v, d_g, d_beta, d_state
 
@@ -78,5 +78,5 @@ def _states(k: Tensor, v: Tensor, g: Tensor, beta: Tensor | None, initial_state:
     for t in range(k.shape[1]):
         written = k[:, t, :, :, None] * v[:, t, :, None, :]
         written = written if beta is None else beta[:, t, :, None, None] * written
-        states.append(g[:, t, :, None, None].exp() * states[-1] + written)
+        states.append(g[:, t, :, None, None].exp().to(k.dtype) * states[-1] + written)
     return states

@@ -6,7 +6,7 @@ With c a chunk's start, o_t = zeta_tc S_c^T q_t + sum_{c < i <= t} zeta_ti beta_
 a chunk, one state between chunks.  The chunks are taken a segment at a time, small enough for the cache; a segment's
 first state is kept for the backward, the states of its chunks are computed again there, so memory is O(T D).
 
-On a CPU with the compiled kernel, `native.linear_attention` does the same in chunks of 16 and keeps the first state only.
+On a CPU, `native.linear_attention`, where it is built, does the same in chunks of 16 and keeps the first state only.
 
 The backward, with e_t the gradient of o_t and R_t = sum_{s >= t} zeta_st q_s e_s^T + zeta_Tt R_T that of S_t:
 
@@ -83,8 +83,8 @@ def gated_linear_attention(
     """Outputs and final state; g = log gamma <= 0 (-inf forgets everything before), beta = 1 where None.
 
     Any length, zero included.  Half-precision inputs are computed in float32: outputs in `v`'s dtype, the state in
-    float32 (float64 for float64).  `chunk_size` trades O(chunk) against O(dim) work an element and changes no result; the
-    compiled kernel has its own.
+    float32 (float64 for float64).  `chunk_size` trades O(chunk) against O(dim) work an element and changes no result;
+    the compiled kernel has its own.
 
     >>> one = torch.ones(1, 3, 1, 1)
     >>> o, state = gated_linear_attention(one, one, one, torch.full((1, 3, 1), 0.5).log())
@@ -218,7 +218,7 @@ def attend(
     """Outputs, the states before each segment and the last state, without autograd; `native`: by the kernel."""
     dtype = compute_dtype(q, k, v)
     if native:
-        o, final_state = linear_attention(*_in(dtype, q, k, v, g, beta, initial_state))
+        o, final_state = linear_attention(*in_dtype(dtype, q, k, v, g, beta, initial_state))
         return o.to(v.dtype), initial_state.flatten(0, 1)[None], final_state
     if v.shape[1] == 1:
         return _attend_once(q, k, v, g, beta, initial_state, dtype)
@@ -284,7 +284,9 @@ def attend_backward(
     dtype = compute_dtype(q, k, v)
     if native:
         first = states[0].view(d_final.shape)
-        return Gradients(*linear_attention_backward(*_in(dtype, q, k, v, g, beta, first, d_o, d_final)))
+        d_q, *others = linear_attention_backward(*in_dtype(dtype, q, k, v, g, beta, first, d_o, d_final))
+        assert d_q is not None
+        return Gradients(d_q, *others)
     grads = Gradients(
         q=torch.empty_like(q, dtype=dtype, memory_format=torch.contiguous_format),
         k=torch.empty_like(k, dtype=dtype, memory_format=torch.contiguous_format),
@@ -304,8 +306,12 @@ def attend_backward(
     return grads
 
 
-def _in(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
-    return [None if x is None else x.to(dtype) for x in tensors]
+def in_dtype(
+    dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor | None, *states: Tensor
+) -> list[Any]:
+    """The kernel's operands; gates keep float64's digits."""
+    gates = [g.double(), None if beta is None else beta.to(dtype)]
+    return [q.to(dtype), k.to(dtype), v.to(dtype), *gates, *(x.to(dtype) for x in states)]
 
 
 def cut(shape: tuple[int, ...], dim: int, chunk_size: int, device: torch.device) -> list[Segment]:

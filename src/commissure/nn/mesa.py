@@ -44,6 +44,7 @@ from commissure.nn.linear_attention import (
     compute_dtype,
     cut,
     in_chunks,
+    in_dtype,
     runs_native,
     segment_backward,
     states_of,
@@ -300,7 +301,7 @@ def _backward(
     d_lamb = (x * y).sum((0, 1)).neg_()
     # Minus the gradients of sum_t y_t^T H_t x_t, where k is key and value; segment by segment, onto what is there.
     if native:
-        operands = (x, *(t.to(x.dtype) for t in (k, k, g, beta, h_kk)), y, -d_h_kk)
+        operands = in_dtype(x.dtype, x, k, k, g, beta, h_kk, y, -d_h_kk)
         _, *inner, d_state = linear_attention_backward(*operands, query=False)
         for part, whole in zip(inner, (d_k, d_k, d_g, d_beta), strict=True):
             whole.sub_(part)

@@ -4,7 +4,7 @@
 
 - `cholesky`: A_t factored for each t, by the compiled kernel (CPU).
 - `cg`: conjugate gradients on all elements side by side, A_t applied in chunks without forming it (paper, algorithm 1).
-- `block_rls`: where gates are close to 1, conjugate gradients preconditioned by the exact inverses of
+- `block_rls`: where gates are close to 1, Chebyshev's semi-iteration preconditioned by the exact inverses of
   M_t = zeta_t (H_c + sum_i (beta_i / zeta_i) k_i k_i^T + c0 Lambda), which one factorization a chunk gives for all t;
   the spectrum of M_t^-1 A_t lies between 1 and 1 / (zeta_t c0), so that the gates alone say how many iterations are
   needed (none without forgetting).  Elsewhere H is small and plain `cg` converges fast: chosen per head and chunk.
@@ -31,17 +31,18 @@ __all__ = ["CGOptions", "Solution", "solve_block_rls", "solve_cg", "solve_choles
 
 # Chunks of block_rls: a D x D factorization each, so not too short; the gates' product over one sets the number of
 # iterations, so not too long.
-BLOCK = 16
-# Largest matrix whose factor LAPACK inverts faster than products of its halves do.
+BLOCK = 32
+# Largest matrix whose Cholesky factor LAPACK inverts faster than products of its halves do.
 LEAF = 16
-# Elements the hybrid works on together on a CPU: what it needs for them stays in the second-level cache.
-TOGETHER = 1024
+# Numbers of one (rows, time, dim) tensor that the hybrid works on together on a CPU: so few operations a token that
+# calls of ten microseconds count, as many that a few tensors still share a second-level cache.
+TOGETHER = 2**17
 # Relative error (in energy) and residual at which the hybrid stops: the error of a float32 output stays below 1e-5.
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 2.0**-52}
-# Above this product of a chunk's gates the preconditioned iteration (at most 12 steps in single precision) is faster
+# Above this product of a chunk's gates the preconditioned iteration (at most 10 steps in single precision) is faster
 # than plain conjugate gradients, whose condition number grows as 1 / (1 - gamma).
 LEAST_PRODUCT = math.exp(-2.0)
-# Rows that still iterate are copied together once a quarter has stopped: a copy costs about what one step does.
+# Rows that still iterate are copied together once half have stopped: a copy costs about what one step does.
 LEAVING = 0.5
 
 
@@ -232,25 +233,26 @@ def _direct(solve: Callable[..., tuple[Tensor, Tensor, Tensor | None]], system: 
 
 
 def _hybrid(operator: Operator, b: Tensor) -> Rows:
-    """Rows by the number of preconditioned iterations their gates ask for; 0 stands for plain conjugate gradients."""
+    """Rows whose gates ask for the same number of preconditioned iterations together; plain iterations for the rest."""
     needed = _iterations(operator.within[:, -1, 0], b.dtype)
     steps = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
     answer = Rows(torch.empty_like(b), steps, torch.zeros_like(steps, dtype=torch.bool))
-    at_once = max(1, TOGETHER // b.shape[1]) if b.device.type == "cpu" else len(b)
-    for count in needed.unique().tolist():
-        for rows in (needed == count).nonzero()[:, 0].split(at_once):
-            part, r = operator.take(rows), b.index_select(0, rows)
-            if count:
-                answer.x.index_copy_(0, rows, _block_rls(part, r, count))
-                answer.steps[rows] = count - 1
-            else:
-                most = 2 * b.shape[2] + 50
-                answer.put(rows, *conjugate_gradients(part, torch.zeros_like(r), r, most, TOLERANCE[b.dtype]))
+    at_once = max(1, TOGETHER // b[0].numel()) if b.device.type == "cpu" else len(b)
+    order = needed.argsort(descending=True)
+    direct, plain = order.tensor_split([int((needed > 0).sum())])
+    for rows in direct.split(at_once) if len(direct) else ():
+        counts = needed[rows]
+        answer.x.index_copy_(0, rows, _block_rls(operator.take(rows), b.index_select(0, rows), counts))
+        answer.steps[rows] = counts[:, None] - 1
+    for rows in plain.split(at_once) if len(plain) else ():
+        r, most = b.index_select(0, rows), 2 * b.shape[2] + 50
+        found = conjugate_gradients(operator.take(rows), torch.zeros_like(r), r, most, TOLERANCE[b.dtype])
+        answer.put(rows, *found)
     return answer
 
 
 def _iterations(product: Float[Tensor, " rows"], dtype: torch.dtype) -> Int[Tensor, " rows"]:
-    """Applications of M^-1 after which the error is below `TOLERANCE`, rounded up to a few values; 0: too many.
+    """Applications of M^-1 after which the error is below `TOLERANCE`; 0: too many.
 
     The error falls as 2 rho^n with rho = (sqrt kappa - 1) / (sqrt kappa + 1), where kappa = product^-1/2 bounds the
     condition number of M^-1 A and `product` is that of the chunk's gates but its first.
@@ -258,17 +260,16 @@ def _iterations(product: Float[Tensor, " rows"], dtype: torch.dtype) -> Int[Tens
     kappa = product.double().clamp(min=LEAST_PRODUCT).rsqrt()
     rho = (kappa.sqrt() - 1) / (kappa.sqrt() + 1)
     count = (math.log(TOLERANCE[dtype] / 2) / rho.log()).ceil().clamp(min=1).nan_to_num()
-    grid = torch.tensor([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32], device=product.device)
-    count = grid[torch.bucketize(count, grid)]
-    return torch.where(product >= LEAST_PRODUCT, count, 0)
+    return torch.where(product >= LEAST_PRODUCT, count, 0).long()
 
 
-def _block_rls(operator: Operator, b: Tensor, count: int) -> Tensor:
-    """x, `operator` and `b` overwritten, by `count` applications of M^-1: Chebyshev's semi-iteration, from zero, on (N + w Lambda) x = b / zeta.
+def _block_rls(operator: Operator, b: Tensor, counts: Int[Tensor, " rows"]) -> Tensor:
+    """x by Chebyshev's semi-iteration from zero on (N + w Lambda) x = b / zeta; `operator` and `b` are overwritten.
 
     N = M / zeta = H_c + c0 Lambda + sum_i (beta_i / zeta_i) k_i k_i^T and w = 1 / zeta - c0, so that A - M is diagonal.
-    With P = (H_c + c0 Lambda)^-1 and L L^T = I + K P K^T, the inverses for all t are N_t^-1 = P - sum_{i <= t} f_i f_i^T
-    with F = L^-1 K P: causal linear attention.  The spectrum of N^-1 (N + w Lambda) lies between 1 and 1 + w / c0.
+    With P = (H_c + c0 Lambda)^-1 and L L^T = I + K P K^T, N_t^-1 = P - sum_{i <= t} f_i f_i^T for all t, where
+    F = L^-1 K P: causal linear attention.  The spectrum of N^-1 (N + w Lambda) lies between 1 and 1 + w / c0.
+    `counts` are the applications of N^-1, not increasing, so that rows that are done are the last ones.
     """
     zeta = operator.within[:, :, :1]
     c0 = zeta[:, -1:].rsqrt()
@@ -291,14 +292,18 @@ def _block_rls(operator: Operator, b: Tensor, count: int) -> Tensor:
     w = zeta.reciprocal() - c0
     twice_center, square = w / c0 + 2, (0.5 * w / c0).square_()
     diagonal, r, tau = w * operator.lamb, torch.empty_like(b), 2 / twice_center
-    x = solve(b).mul(tau)
+    x = whole = solve(b) * tau
     change = x.clone()
-    for _ in range(count - 1):
+    for step in range(1, int(counts[0])):
+        n = int((counts > step).sum())
+        if n < len(x):
+            live = (inverse, factor, scores, y, b, twice_center, square, diagonal, r, tau, x, change)
+            inverse, factor, scores, y, b, twice_center, square, diagonal, r, tau, x, change = (t[:n] for t in live)
         solve(torch.addcmul(b, diagonal, x, value=-1.0, out=r))
         last, tau = tau, torch.addcmul(twice_center, square, tau, value=-1.0).reciprocal_()
         change.mul_(square * tau * last).addcmul_(y.sub_(x), tau, value=2.0)
         x.add_(change)
-    return x
+    return whole
 
 
 def _inverse_factor(matrices: Float[Tensor, "rows dim dim"]) -> Float[Tensor, "rows dim dim"]:

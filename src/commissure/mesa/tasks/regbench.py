@@ -6,6 +6,11 @@ Each sequence holds strings of one probabilistic automaton, separated by a separ
     each state: m ~ U{1..max_edges} edges with different symbols of the set, to random states, equally probable
     prompt: 10 to 20 strings from state 0, each 1 to 50 symbols
 
+Known to us are the upper limits (at most 12 states, 4 edges a state, 20 tokens, 10 to 20 strings of at most 50 symbols, 5,000
+and 500 automata); the lower ends and the uniform draws of states and alphabet are our reading of section 3, not checked
+against the paper's text.  The version of its public code that we read draws as many symbols as states,
+from 2, and stays below the upper limits; figures here are not comparable with those published.
+
 The training and the test automata are disjoint sets (5,000 and 500), the same for every seed of a batch, and no two of
 them have the same language.  Automata are not minimized.  A string's end cannot be known, so in the test separators are
 not scored.
@@ -29,7 +34,7 @@ from commissure.mesa.tasks.batch import Split, TaskBatch, distinct, draws, token
 
 __all__ = ["Automata", "RegBench"]
 
-_FEWEST = 4  # states, and symbols of an automaton (section 3)
+_FEWEST = 4  # states, and symbols of an automaton
 
 
 class Automata(NamedTuple):
