@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from commissure.nn.linear_attention import gated_linear_attention_reference
-from commissure.nn.mesa import MesaOutput, MesaState, mesa_attention
+from commissure.nn.mesa import MesaInfo, MesaOutput, MesaState, mesa_attention
 from commissure.nn.mesa_reference import mesa_attention_reference
 
 spec = importlib.util.spec_from_file_location("mesa_problems", Path(__file__).with_name("mesa_problems.py"))
@@ -247,7 +247,9 @@ def test_packed_sequences_equal_separate_runs(solver, lengths):
             for n, (a, b) in enumerate(itertools.pairwise(bounds))
         ]
         state = MesaState(*(torch.cat(parts) for parts in zip(*(out.state for out in outs), strict=True)))
-        return MesaOutput(torch.cat([out.output for out in outs], 1), state, outs[0].info)
+        infos = zip(*(out.info for out in outs), strict=True) if options else ()
+        info = MesaInfo(*(torch.cat(parts, 1) for parts in infos)) if options else None
+        return MesaOutput(torch.cat([out.output for out in outs], 1), state, info)
 
     results = []
     for operator in (packed, separate):
@@ -259,8 +261,10 @@ def test_packed_sequences_equal_separate_runs(solver, lengths):
         results.append([out.output, *out.state, *torch.autograd.grad(loss, leaves)])
     for a, b in zip(*results, strict=True):
         assert_same(a.detach(), b.detach())
-    info = packed(*inputs, return_info=True).info
-    assert info.dof.shape == info.residual.shape == info.cg_steps.shape == (1, sum(lengths), 2)
+    info, apart = (operator(*inputs, return_info=True).info for operator in (packed, separate))
+    assert info.residual.max() <= 1e-12
+    assert info.cg_steps.shape == (1, sum(lengths), 2)
+    assert_same(info.dof, apart.dof)
 
 
 @each_solver
@@ -285,7 +289,7 @@ def test_padding_changes_nothing(solver):
 def test_one_key_two_thousand_times(solver, dtype, gamma):
     """The worst conditioned memory there is: finite everywhere, H stays positive semidefinite."""
     q, k, v, g, beta, lamb = power_law(1, 16, gamma=gamma)
-    time = 2048 if solver != "sequential" else 512
+    time = 2048 if solver != "sequential" else 512  # a loop in single precision: its H has lost its digits beyond
     q, k, v, g, beta = (x.expand(1, time, *x.shape[2:]).to(dtype).requires_grad_() for x in (q, k, v, g, beta))
     lamb = lamb.to(dtype).requires_grad_()
     out = mesa_attention(q, k, v, g, beta, lamb, solver=solver)
@@ -294,8 +298,12 @@ def test_one_key_two_thousand_times(solver, dtype, gamma):
     assert out.output.dtype == dtype
     assert out.state.h_kk.dtype == torch.float32
     assert all(x.isfinite().all() for x in (out.output, *out.state, *grads))
-    spectrum = torch.linalg.eigvalsh(out.state.h_kk.detach().double())
-    assert spectrum.min() >= -1e-5 * spectrum.max()
+    # The true eigenvalues but one are zero.  Each rounding of the running H moves them by at most half an eps of the
+    # largest (Weyl); it is rounded once a chunk, or in the loop once an element.
+    rounding = {"cholesky": 1, "block_rls": 4, "cg": 4, "sequential": 80}[solver] * torch.finfo(torch.float32).eps
+    h_kk = out.state.h_kk.detach().double()
+    spectrum = torch.linalg.eigvalsh((h_kk + h_kk.mT) / 2)
+    assert spectrum.min() >= -rounding * spectrum.max()
     exact = mesa_attention(*(x.detach().double() for x in leaves), solver="sequential")
     # x is q / lamb but along k, where it is smaller by the condition number: o = G x cancels, and can be no better
     # than G times the rounding of x.

@@ -245,7 +245,10 @@ def test_test_time_compute_may_be_set_at_any_time():
     fine, _ = layer(x)
     assert (coarse - exact).abs().max() > 1e-3
     torch.testing.assert_close(fine, exact, rtol=1e-10, atol=1e-10)
-    layer.cg_eps, layer.cg_init = 1e-2, "zero"
+    layer.max_cg_steps, layer.cg_init = 0, "zero"
+    assert layer(x)[1].memory.h_kk.any()
+    assert not layer(x)[0].any()  # no step from zero: nothing
+    layer.max_cg_steps, layer.cg_eps = 40, 1e-2
     assert 1e-9 < (layer(x)[0] - exact).abs().max() < 1e-1
 
 

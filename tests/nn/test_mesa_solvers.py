@@ -93,6 +93,22 @@ def test_few_steps_are_not_enough_where_the_memory_is_ill_conditioned():
     assert error(mesa_solvers.solve_cholesky(single, CGOptions()).x) < 1e-4
 
 
+@pytest.mark.parametrize("init", ["diag", "zero", "query"])
+@pytest.mark.parametrize("eps", [1e-1, 1e-3, 1e-6])
+def test_the_residual_at_the_exit_is_below_that_at_the_start(init, eps):
+    """|q - A x| <= eps |q - A x_0| from every first guess, and hardly below: no step too many."""
+    inputs = power_law(200, 32, gamma=0.99)
+    q, matrices = inputs[0], dense(inputs[1], *inputs[3:6])
+    guess = {"diag": q / matrices.diagonal(dim1=-2, dim2=-1), "zero": torch.zeros_like(q), "query": q}[init]
+    first = torch.linalg.vector_norm(q - (matrices @ guess[..., None])[..., 0], dim=-1)
+    found = solve_cg(system(inputs), CGOptions(max_steps=200, eps=eps, init=init))
+    last = torch.linalg.vector_norm(q - (matrices @ found.x[..., None])[..., 0], dim=-1)
+    assert (last <= eps * first * (1 + 1e-6)).all()
+    assert (last / first).median() > eps / 100
+    info = mesa_attention(*inputs, solver="cg", cg_eps=eps, max_cg_steps=200, cg_init=init, return_info=True).info
+    torch.testing.assert_close(info.residual, last / torch.linalg.vector_norm(q, dim=-1), rtol=1e-5, atol=1e-12)
+
+
 def test_an_additive_constant_would_stall():
     """No 1e-5 in the denominators: a residual far below it is still reduced."""
     inputs = power_law(64, 8, lamb=1.0)
