@@ -55,6 +55,6 @@ def test_tensors_come_back_aligned_with_their_metadata(tmp_path: Path) -> None:
 
 def test_files_that_hold_no_tensors_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no tensors")
-    for bad, message in (("missing", "an existing file"), (".", "an existing file"), ("text", "a readable safetensors")):
+    for bad, message in (("missing", "an existing"), (".", "an existing"), ("text", "a readable safetensors")):
         with pytest.raises(InputError, match=f"checkpoint = .*: expected {message}"):
             read_tensors(tmp_path / bad, "checkpoint")

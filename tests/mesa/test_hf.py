@@ -223,6 +223,24 @@ def test_the_loss_of_a_padded_batch_ignores_padding() -> None:
     torch.testing.assert_close(model(tokens, attention_mask=mask, labels=tokens).loss, sum(losses) / 11)
 
 
+def test_accumulated_losses_add_up_to_that_of_the_whole_batch() -> None:
+    """As Trainer asks for them: each part's sum over the number of labels in all parts."""
+    model, tokens = language_model(), texts(3, 6)
+    labels = tokens.clone()
+    labels[0, :4] = -100
+    n_items = (labels[:, 1:] != -100).sum()
+    parts = [model(tokens[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=n_items).loss for i in range(3)]
+    torch.testing.assert_close(torch.stack(parts).sum(), model(tokens, labels=labels).loss)
+    assert model.accepts_loss_kwargs
+
+
+def test_positions_are_ignored() -> None:
+    model, tokens = language_model(), texts(2, 5)
+    given = {"position_ids": torch.zeros(2, 5, dtype=torch.int64), "cache_position": torch.arange(5)}
+    assert torch.equal(model(tokens, **given).logits, model(tokens).logits)
+    assert torch.equal(model.model(tokens, **given).last_hidden_state, model.model(tokens).last_hidden_state)
+
+
 def test_gradients_reach_every_weight_and_skip_padding() -> None:
     model = language_model("hawk").requires_grad_(True).train()
     tokens, mask = left_padded([texts(1, 9)[0], texts(1, 4)[0]])

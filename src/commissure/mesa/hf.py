@@ -10,6 +10,8 @@ text.  What they have absorbed cannot be taken back: assisted generation, which 
 
 `attention_mask` may have zeros anywhere: each row's tokens are moved together, run with their length, and moved back,
 so a padded batch gives what each row gives alone.  The prior is the prediction after `bos_token_id`.
+
+`save_pretrained` writes weights and configuration: settings of `set_test_time_compute` are not kept.
 """
 
 from __future__ import annotations
@@ -180,12 +182,15 @@ class MesaNetModel(_Shell):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        position_ids: Tensor | None = None,
+        cache_position: Tensor | None = None,
     ) -> BaseModelOutputWithPast:
         """Run `input_ids`, or their vectors `inputs_embeds`, after whatever `past_key_values` has consumed.
 
         `attention_mask` is 1 at tokens and 0 at padding; of a longer mask the last columns count.  Outputs at padding
         are zeros.  `use_cache` defaults to the configuration's, and to off while training.  `output_hidden_states`:
         also the input of every block, and the last output; `output_attentions` is refused, there are none.
+        `position_ids` and `cache_position` are ignored.
         """
         if output_attentions:
             raise InputError("output_attentions", output_attentions, "None or False: there are no attention weights")
@@ -241,6 +246,8 @@ class MesaNetForCausalLM(_Shell, GenerationMixin):
     torch.Size([1, 5])
     """
 
+    accepts_loss_kwargs = True  # tells Trainer to pass num_items_in_batch
+
     def __init__(self, config: MesaNetConfig | MesaNetPreTrainedConfig) -> None:
         super().__init__(config)
         self.model = MesaNetModel(self.config)
@@ -269,11 +276,16 @@ class MesaNetForCausalLM(_Shell, GenerationMixin):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache_position: Tensor | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits (batch, time, vocab); with `labels`, aligned with the inputs, the mean loss of each next token.
 
         Labels of -100, at padding, or predicted from padding do not count.  `logits_to_keep`: the last so many
         positions (0: all), or their indices; labels need all of them.
+        `num_items_in_batch`: the loss is the sum over the labels divided by it, as `Trainer` asks where gradients
+        accumulate.  `position_ids` and `cache_position` are ignored: the order of the tokens is their only position.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -291,7 +303,7 @@ class MesaNetForCausalLM(_Shell, GenerationMixin):
         if labels is not None:
             if logits.shape[1] != labels.shape[1]:
                 raise InputError("labels", tuple(labels.shape), f"shape {tuple(logits.shape[:2])}, as the logits")
-            loss = _next_token_loss(logits, labels, _mask_of(attention_mask, h))
+            loss = _next_token_loss(logits, labels, _mask_of(attention_mask, h), num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
         )
@@ -352,14 +364,19 @@ def _inputs_of(norms: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 def _next_token_loss(
-    logits: Float[Tensor, "batch time vocab"], labels: Int[Tensor, "batch time"], mask: Tensor | None
+    logits: Float[Tensor, "batch time vocab"],
+    labels: Int[Tensor, "batch time"],
+    mask: Tensor | None,
+    n_items: int | Tensor | None,
 ) -> Float[Tensor, ""]:
-    """Mean cross entropy of labels[t + 1] under logits[t], in float32 or better."""
+    """Cross entropy of labels[t + 1] under logits[t], in float32 or better: the mean, or the sum over `n_items`."""
     targets = labels[:, 1:]
     if mask is not None:
         targets = targets.masked_fill(~(mask[:, 1:] & mask[:, :-1]), -100)
     scores = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(scores.flatten(0, 1), targets.flatten())
+    if n_items is None:
+        return F.cross_entropy(scores.flatten(0, 1), targets.flatten())
+    return F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="sum") / n_items
 
 
 def _weight_of(module: nn.Module) -> nn.Parameter:
