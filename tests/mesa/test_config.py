@@ -137,3 +137,9 @@ def test_bad_fields_are_named(fields: dict[str, object], message: str) -> None:
 def test_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match="one of 140m, 440m, 940m"):
         MesaNetConfig.from_preset("1b")
+
+
+def test_dir_lists_the_names_that_load_on_first_use() -> None:
+    import commissure.mesa
+
+    assert set(commissure.mesa.__all__) <= set(dir(commissure.mesa))

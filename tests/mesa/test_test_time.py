@@ -80,8 +80,10 @@ def test_more_compute_is_closer_to_the_exact_solution() -> None:
     assert torch.equal(model(tokens)[0], exact)
 
 
-@pytest.mark.parametrize("options", [{}, {"eps": 0.0}, {"eps": 2.0}, {"steps": -1}, {"steps": 1.5}, {"steps": True}])
-def test_bad_settings_change_nothing(options: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"eps": 0.0}, {"eps": 2.0}, {"eps": "a"}, {"steps": -1}, {"steps": 1.5}, {"steps": True}]
+)
+def test_bad_settings_change_nothing(options: dict[str, object]) -> None:
     model = small()
     before = settings(model)
     with pytest.raises(InputError, match=r"eps|steps"):

@@ -33,6 +33,14 @@ def test_wrong_shapes_are_named(make):
 
 
 @pytest.mark.parametrize("make", MIXERS)
+@pytest.mark.parametrize("state", [None, (), "state", (None,)], ids=["none", "empty", "text", "tuple"])
+def test_a_step_without_a_state_says_where_to_begin(make, state):
+    layer = make()
+    with pytest.raises(InputError, match=r"^state = .*begin with model.init_state\(batch\)"):
+        layer.step(torch.zeros(2, 6), state)
+
+
+@pytest.mark.parametrize("make", MIXERS)
 def test_wrong_lengths_are_named(make):
     layer, x = make(), torch.zeros(2, 3, 6)
     for lengths, message in (

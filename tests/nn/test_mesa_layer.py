@@ -57,6 +57,10 @@ def test_wrong_shapes_and_options_are_named():
         ((q.long(), k, v, g, beta, lamb), {}, r"q = 'torch.int64 on cpu'"),
         (good, {"solver": "qr"}, r"solver = 'qr': expected one of auto, block_rls, cg, cholesky, sequential"),
         (good, {"backward_solver": "lu"}, r"solver = 'lu'"),
+        ((q.numpy(), k, v, g, beta, lamb), {}, r"q = 'ndarray': expected a tensor"),
+        ((q, k, v, g, beta, 1.0), {}, r"lamb = 'float': expected a tensor"),
+        (good, {"cu_seqlens": [0, 3]}, r"cu_seqlens = 'list': expected a tensor"),
+        (good, {"max_cg_steps": 2.5}, r"max_cg_steps = 2.5: expected an integer"),
         (good, {"max_cg_steps": -1}, r"max_cg_steps = -1"),
         (good, {"cg_eps": -1e-3}, r"cg_eps = -0.001"),
         (good, {"cg_init": "ones"}, r"cg_init = 'ones': expected one of diag, zero, query"),
@@ -284,6 +288,8 @@ def test_wrong_sizes_are_named():
         ({"solver": "lu"}, "solver = 'lu'"),
         ({"max_cg_steps": -2}, "max_cg_steps = -2"),
         ({"heads": 0}, "heads"),
+        ({"heads": 4.0}, "heads = 4.0: expected an integer"),
+        ({"head_dim": 2.0}, "head_dim = 2.0: expected an integer"),
         ({"conv_size": 0}, "conv_size = 0"),
     ):
         with pytest.raises(InputError, match=message):

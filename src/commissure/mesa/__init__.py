@@ -4,7 +4,8 @@
     model = MesaNetForCausalLM(MesaNetConfig.from_preset("140m"))
 
 `mesa_attention` is the operator, `MesaLayer` the mixer around it, `set_test_time_compute` its dial at inference,
-`inspect` looks inside.  The Hugging Face classes load on first use: they need the extra `hf`.
+`inspect` looks inside.  The Hugging Face classes load on first use, and register the Auto classes then: they need the extra
+`hf`.
 """
 
 from __future__ import annotations
@@ -40,3 +41,7 @@ def __getattr__(name: str) -> Any:
     if name in _HUGGING_FACE:
         return getattr(importlib.import_module("commissure.mesa.hf"), name)
     raise AttributeError(f"module 'commissure.mesa' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

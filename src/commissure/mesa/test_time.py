@@ -63,7 +63,7 @@ def set_test_time_compute(model: nn.Module, *, eps: float | None = None, steps: 
     """
     if eps is None and steps is None:
         raise InputError("eps, steps", (None, None), "at least one of them", "pass eps=1e-4 or steps=10")
-    if eps is not None and not 0 < eps < 1:
+    if eps is not None and not (isinstance(eps, int | float) and 0 < eps < 1):
         raise InputError("eps", eps, "a number in (0, 1), relative to the first residual")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
         raise InputError("steps", steps, "an integer >= 0")

@@ -42,11 +42,13 @@ def head_sizes(dim: int, heads: int | None, head_dim: int | None) -> tuple[int, 
     >>> head_sizes(256, None, None), head_sizes(256, 2, 16)
     ((4, 64), (2, 16))
     """
+    if not isinstance(dim, int) or dim < 1:
+        raise InputError("dim", dim, "an integer >= 1")
     heads = max(1, dim // 64) if heads is None else heads
-    if dim < 1 or heads < 1:
-        raise InputError("dim, heads", (dim, heads), "integers >= 1")
+    if not isinstance(heads, int) or heads < 1:
+        raise InputError("heads", heads, "an integer >= 1")
     head_dim = dim // heads if head_dim is None else head_dim
-    if head_dim < 1:
+    if not isinstance(head_dim, int) or head_dim < 1:
         raise InputError("head_dim", head_dim, "an integer >= 1", "pass head_dim, or no more heads than dim")
     return heads, head_dim
 

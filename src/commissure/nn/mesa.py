@@ -162,9 +162,9 @@ def mesa_attention(
     tensor([1.5000, 2.5000])
     """
     check_cg(chunk_size, max_cg_steps, cg_eps, cg_init)
+    check_operands(q, k, v, g, beta, lamb)
     forward, backward = solver_for(solver, q.device), solver_for(backward_solver or solver, q.device)
     options = Options(forward, backward, CGOptions(chunk_size, max_cg_steps, cg_eps, cg_init), return_info)
-    check_operands(q, k, v, g, beta, lamb)
     batch, time, heads, dim = q.shape
     bounds = None if cu_seqlens is None else sequence_bounds(cu_seqlens, batch, time)
     rows = batch if bounds is None else len(bounds) - 1

@@ -43,11 +43,11 @@ STATE_TOLERANCE = 1e-5
 
 def check_cg(chunk_size: int, max_steps: int, eps: float, init: str) -> None:
     """Raise `InputError` unless conjugate gradients can run so."""
-    if chunk_size < 1:
+    if not isinstance(chunk_size, int) or chunk_size < 1:
         raise InputError("chunk_size", chunk_size, "an integer >= 1")
-    if max_steps < 0:
+    if not isinstance(max_steps, int) or max_steps < 0:
         raise InputError("max_cg_steps", max_steps, "an integer >= 0")
-    if not 0.0 <= eps < 1.0:
+    if not (isinstance(eps, int | float) and 0.0 <= eps < 1.0):
         raise InputError("cg_eps", eps, "a number in [0, 1): the relative residual to stop at, 0 for a fixed count")
     if init not in FIRST_GUESSES:
         raise InputError("cg_init", init, f"one of {', '.join(FIRST_GUESSES)}")
@@ -55,11 +55,14 @@ def check_cg(chunk_size: int, max_steps: int, eps: float, init: str) -> None:
 
 def check_operands(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, lamb: Tensor) -> None:
     """Raise `InputError` for shapes, devices, NaN or values outside their range; the first offending index is named."""
+    named = {"q": q, "k": k, "v": v, "g": g, "beta": beta, "lamb": lamb}
+    for name, x in named.items():
+        if not isinstance(x, Tensor):
+            raise InputError(name, type(x).__name__, "a tensor", "convert it with torch.as_tensor")
     check_shapes(q, k, v, g, beta)
     heads, dim = q.shape[2:]
     if lamb.shape != (heads, dim):
         raise InputError("lamb", tuple(lamb.shape), f"shape ({heads}, {dim}): one number a head and key dimension")
-    named = {"q": q, "k": k, "v": v, "g": g, "beta": beta, "lamb": lamb}
     for name, x in named.items():
         if not x.dtype.is_floating_point or x.device != q.device:
             raise InputError(name, f"{x.dtype} on {x.device}", f"a floating-point tensor on {q.device}, as q")
@@ -155,6 +158,8 @@ def check_gram(h_kk: Float[Tensor, "batch heads dim dim"], stored: torch.dtype) 
 
 def sequence_bounds(cu_seqlens: Int[Tensor, " sequences_plus_1"], batch: int, time: int) -> list[int]:
     """Where the packed sequences begin and end; `InputError` unless they cut one row of `time` elements."""
+    if not isinstance(cu_seqlens, Tensor):
+        raise InputError("cu_seqlens", type(cu_seqlens).__name__, "a tensor", "convert it with torch.as_tensor")
     if batch != 1:
         raise InputError("cu_seqlens", f"given with batch = {batch}", "a batch of 1", "pack the sequences into one row")
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype.is_floating_point:

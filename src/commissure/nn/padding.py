@@ -55,10 +55,13 @@ def check_batch(state: State, batch: int) -> None:
 
 
 def state_batch(state: State) -> int:
-    """Rows of a State: the first axis of its first tensor."""
-    while not isinstance(state, Tensor):
-        state = state[0]
-    return state.shape[0]
+    """Rows of a State: the first axis of its first tensor; `InputError` for what is none."""
+    first: object = state
+    while isinstance(first, tuple) and first:
+        first = first[0]
+    if not isinstance(first, Tensor) or first.ndim == 0:
+        raise InputError("state", state, "a State: tensors in tuples", "begin with model.init_state(batch)")
+    return first.shape[0]
 
 
 def valid(lengths: Int[Tensor, " batch"], time: int) -> Tensor:
