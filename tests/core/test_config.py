@@ -35,7 +35,10 @@ def test_frozen() -> None:
         ({"steps": 0}, r"^Outer\.steps = 0: expected input should be greater than or equal to 1$"),
         ({"inner": {"rate": 2.0}}, r"^Outer\.inner\.rate = 2\.0: expected input should be less than 1$"),
         ({"names": ["a", 3]}, r"^Outer\.names\.1 = 3: expected input should be a valid string$"),
-        ({"stepz": 3}, r"^Outer\.stepz = 3: expected no field of this name; remove it or correct its name$"),
+        (
+            {"stepz": 3},
+            r"^Outer\.stepz = 3: expected no field of this name, but one of steps, inner, names; remove it or correct its name$",
+        ),
     ],
 )
 def test_bad_fields_name_themselves(fields: dict, message: str) -> None:

@@ -30,7 +30,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mesa") / "model.safetensors"
-    assert main(["mesa", "fit", *MQAR, *TINY, "--mixer", "mesa,gru", "--steps", "4", "--out", str(path)]) == 0
+    assert main(["mesa", "fit", *MQAR, *TINY, "--mixer", "mesa, gru", "--steps", "4", "--out", str(path)]) == 0
     return path
 
 
@@ -118,7 +118,14 @@ def test_a_killed_fit_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["fit", "--out", "missing/x"], "out"),
         (["fit", "--out", "{folder}/x", "--task", "copying"], "task"),
         (["fit", "--out", "{folder}/x", "--mixer", "lstm"], "mixer"),
+        (["fit", "--out", "{folder}/x", "--mixer", "mesanet"], "mesanet-SIZE"),
+        (["fit", "--out", "{folder}/x.pt"], ".safetensors"),
         (["fit", "--out", "{folder}/x", "--steps", "0"], "steps"),
+        (["fit", "--out", "{folder}/x", "--steps", "2.5"], "not an integer"),
+        (["fit", "--out", "{folder}/x", "--set", "steps=2.5"], "steps"),
+        (["fit", "--out", "{folder}/x", "--checkpoint-every", "1.5"], "not an integer"),
+        (["fit", "--out", "{folder}/x", "--size", "pairs=3"], "length"),
+        (["fit", "--out", "{folder}/x", "--set", "rate=3"], "batch_size"),
         (["fit", "--out", "{folder}/x", "--size", "n_pairs"], "NAME=VALUE"),
         (["fit", "--out", "{folder}/x", "--size", "pairs=3"], "pairs"),
         (["fit", "--out", "{folder}/x", "--size", "n_pairs=many"], "n_pairs"),
@@ -133,7 +140,9 @@ def test_a_killed_fit_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["eval", "{model}", "--size", "vocab=14"], "vocab"),
         (["eval", "{model}", "--sequences", "0"], "sequences"),
         (["show", "missing"], "path"),
+        (["eval", "{model}", "--sequences", "1.9"], "not an integer"),
         (["show", "{model}", "--out", "missing/x"], "out"),
+        (["show", "{model}", "--out", "{folder}/heads.png"], "heads.svg"),
         (["bench", "--repeats", "0"], "repeats"),
     ],
 )
@@ -146,3 +155,17 @@ def test_bad_input_exits_2_and_names_it(
     captured = capsys.readouterr()
     assert named in captured.err
     assert captured.out == ""
+    assert "fit" not in captured.err.partition("commissure:")[0], "no bar before an error"
+
+
+@pytest.mark.parametrize(("options", "said"), [([], "nothing was saved"), (["--checkpoint-every", "1"], "is kept")])
+def test_ctrl_c_says_what_is_left(
+    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("commissure.mesa.fit.fit", interrupted)
+    capsys.readouterr()
+    assert main(["mesa", "fit", *MQAR, "--out", str(tmp_path / "model"), *options]) == 130
+    assert said in capsys.readouterr().err

@@ -177,3 +177,17 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         open_model(tmp_path)
     with pytest.raises(InputError, match="existing file"):
         open_model(tmp_path / "nothing")
+
+
+def test_padding_is_not_counted() -> None:
+    model, tokens = small(), texts(2)
+    short = tokens.clone()
+    short[:, 9:] = 0
+    lengths = torch.tensor([9, 9])
+    padded, cut = inspect(model, short, lengths=lengths), inspect(model, short[:, :9])
+    for row, expected in zip(padded, cut, strict=True):
+        assert row.positions == expected.positions
+        for field in ("gamma_mean", "gamma_quantiles", "beta_mean", "condition_number", "cg_steps", "effective_dof"):
+            assert getattr(row, field) == pytest.approx(getattr(expected, field)), field
+    with pytest.raises(InputError, match="lengths"):
+        inspect(model, short, lengths=torch.tensor([0, 9]))

@@ -33,7 +33,7 @@ class Config(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise _as_input_error(type(self).__name__, error) from None
+            raise _as_input_error(type(self), error) from None
 
     @classmethod
     def from_json(cls: type[SomeConfig], text: str) -> SomeConfig:
@@ -41,20 +41,23 @@ class Config(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise _as_input_error(cls.__name__, error) from None
+            raise _as_input_error(cls, error) from None
 
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON: equal configurations have equal digests on every machine."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-def _as_input_error(name: str, error: ValidationError) -> InputError:
+def _as_input_error(kind: type[BaseModel], error: ValidationError) -> InputError:
     first = error.errors(include_url=False)[0]
-    location = [name, *map(str, first["loc"])]
+    location = [kind.__name__, *map(str, first["loc"])]
     nested = first.get("ctx", {}).get("error")
     if isinstance(nested, InputError):  # raised by a Config inside this one: its message, with the path from here
         location += [part for part in nested.argument.split(".") if not part[:1].isupper()]
         return InputError(".".join(location), nested.value, nested.allowed, nested.fix)
-    known = "" if first["type"] != "extra_forbidden" else "remove it or correct its name"
-    allowed = "no field of this name" if known else first["msg"][0].lower() + first["msg"][1:]
-    return InputError(".".join(location), first["input"], allowed, known)
+    if first["type"] != "extra_forbidden":
+        return InputError(".".join(location), first["input"], first["msg"][0].lower() + first["msg"][1:])
+    fields = f", but one of {', '.join(kind.model_fields)}" if len(first["loc"]) == 1 else ""
+    return InputError(
+        ".".join(location), first["input"], f"no field of this name{fields}", "remove it or correct its name"
+    )

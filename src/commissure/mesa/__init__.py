@@ -4,8 +4,8 @@
     model = MesaNetForCausalLM(MesaNetConfig.from_preset("140m"))
 
 `mesa_attention` is the operator, `MesaLayer` the mixer around it, `set_test_time_compute` its dial at inference,
-`inspect` looks inside.  The Hugging Face classes load on first use, and register the Auto classes then: they need the extra
-`hf`.
+`inspect` looks inside.  The Hugging Face classes load on first use, which registers the Auto classes: they need the
+extra `hf`.
 """
 
 from __future__ import annotations

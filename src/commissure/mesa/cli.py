@@ -27,6 +27,17 @@ Sizes = Annotated[tuple[str, ...], Parameter(name="--size", consume_multiple=Tru
 Settings = Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative="")]
 
 
+def _whole(_: Any, tokens: Any) -> int:
+    """An integer as typed: cyclopts would round 2.5."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is not an integer") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+
+
 @app.command
 def fit(
     *,
@@ -34,15 +45,17 @@ def fit(
     task: str = "mqar",
     size: Sizes = (),
     mixer: str = "mesa",
-    steps: int = 600,
+    steps: Whole = 600,
     settings: Settings = (),
-    seed: int = 0,
-    checkpoint_every: int | None = None,
+    seed: Whole = 0,
+    checkpoint_every: Annotated[int | None, Parameter(converter=_whole)] = None,
     parallel: Literal["single", "ddp", "fsdp"] = "single",
     device: str = "cpu",
     as_json: Json = False,
-) -> None:
+) -> int | None:
     """Train a sequence model on a task, write it to OUT (.safetensors), print its score on the test split.
+
+    With several processes: torchrun --nproc-per-node=2 -m commissure.cli mesa fit --parallel ddp --out OUT
 
     Parameters
     ----------
@@ -52,10 +65,11 @@ def fit(
         mqar, in_context_recall, noisy_recall, fuzzy_recall, memorization, compression, selective_copying, regbench,
         regression, lds or wikitext2 (text as bytes).
     size
-        Sizes of the task, as n_pairs=16 length=64 vocab=128; default the published ones.
+        Sizes of the task, as n_pairs=16 length=64 vocab=128; default the published ones.  A wrong name lists all.
     mixer
-        The name of a mixer, several with commas between (they take turns), or a whole model: mesanet-140m,
-        mesanet-440m, mesanet-940m, hawk-mesanet-140m, ...
+        attention, deltanet, gated_deltanet, gated_linear, gru, mamba, mesa, mlstm, rg_lru, s4d or sliding_window;
+        several with commas between take turns; or a whole model: mesanet-140m, mesanet-440m, mesanet-940m,
+        hawk-mesanet-140m, ...
     steps
         Training steps.
     settings
@@ -64,9 +78,9 @@ def fit(
     seed
         Draws the weights and the batches.
     checkpoint_every
-        Write OUT.training every so many steps; a run that was killed goes on from it.
+        Write OUT.training every so many steps; a run that was killed goes on from it.  Without it, Ctrl-C loses all.
     parallel
-        ddp or fsdp under torchrun.
+        ddp or fsdp, under torchrun.
     device
         cpu or cuda.
     as_json
@@ -78,27 +92,38 @@ def fit(
     from commissure.train import Checkpoint, joined
 
     check_target(out, "out")
+    _check_ending(out, ("", ".safetensors"))
     if parallel == "single" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("parallel", parallel, "'ddp' or 'fsdp' for a command started by torchrun")
     given = _pairs("set", settings)
     model = ModelConfig(**{name: value for name, value in given.items() if name in ModelConfig.model_fields})
     rest = {name: value for name, value in given.items() if name not in ModelConfig.model_fields}
+    for name in rest.keys() - FitConfig.model_fields.keys():
+        raise InputError("set", name, f"one of {', '.join([*ModelConfig.model_fields, *FitConfig.model_fields])}")
     config = FitConfig(**{"steps": steps, **rest})
     chosen, training = open_task(task, size), out.with_name(out.name + ".training")
     checkpoint = None if checkpoint_every is None else Checkpoint(training, _positive(checkpoint_every))
     start = time.process_time()
-    with joined(parallel) as processes, _progress(processes.rank == 0) as report:
-        result = train_on(
-            chosen, mixer.split(","), model=model, config=config, seed=seed, device=_device(device),
-            progress=report, checkpoint=checkpoint, processes=processes,
-        )  # fmt: skip
-        if processes.rank != 0:
-            return
-        result.model.save(out)
-        training.unlink(missing_ok=True)
+    mixers = [name.strip() for name in mixer.split(",")]
+    try:
+        with joined(parallel) as processes, _progress(processes.rank == 0) as report:
+            result = train_on(
+                chosen, mixers, model=model, config=config, seed=seed, device=_device(device),
+                progress=report, checkpoint=checkpoint, processes=processes,
+            )  # fmt: skip
+            if processes.rank != 0:
+                return None
+            result.model.save(out)
+            training.unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        if checkpoint is not None:
+            raise
+        sys.stderr.write("commissure: interrupted; nothing was saved: --checkpoint-every N would keep the training\n")
+        return 130
     found = {"model": str(out), "parameters": sum(p.numel() for p in result.model.parameters())}
     found |= {"loss": result.losses[-1], "evaluations": [list(pair) for pair in result.evaluations]}
     _report(found | {"cpu_s": time.process_time() - start} | _measured(result.final), as_json)
+    return None
 
 
 @app.command(name="eval")
@@ -108,8 +133,8 @@ def evaluate(
     *,
     task: str | None = None,
     size: Sizes = (),
-    sequences: int = 1024,
-    seed: int = 0,
+    sequences: Whole = 1024,
+    seed: Whole = 0,
     as_json: Json = False,
 ) -> None:
     """Print accuracy or mean squared error on the test split, in all and by position.
@@ -149,7 +174,7 @@ def evaluate(
 
 
 @app.command
-def bench(*, full: bool = False, repeats: int = 3, as_json: Json = False) -> None:
+def bench(*, full: bool = False, repeats: Whole = 3, as_json: Json = False) -> None:
     """Time the mesa layer's solvers against conjugate gradients and attention; print ratios with their ranges.
 
     Parameters
@@ -178,8 +203,8 @@ def show(
     /,
     *,
     out: Path | None = None,
-    sequences: int = 4,
-    seed: int = 0,
+    sequences: Whole = 4,
+    seed: Whole = 0,
     as_json: Json = False,
 ) -> None:
     """Print what each mesa head does on test sequences: gates, Lambda, condition number, steps; draw it to OUT (.svg).
@@ -204,10 +229,11 @@ def show(
 
     if out is not None:
         check_target(out, "out")
+        _check_ending(out, (".svg",))
     if TaskModel.is_saved(model):
         trained = TaskModel.load(model)
-        inputs = trained.task.batch(seed, _positive(sequences, "sequences"), split="test").inputs
-        rows = showing.inspect(trained, inputs)
+        batch = trained.task.batch(seed, _positive(sequences, "sequences"), split="test")
+        rows = showing.inspect(trained, batch.inputs, lengths=showing.scored_lengths(batch.mask))
     else:
         rows = showing.show(model, n_texts=_positive(sequences, "sequences"), seed=seed)
     if out is not None:
@@ -242,6 +268,12 @@ def _pairs(option: str, entries: tuple[str, ...]) -> dict[str, Any]:
         except json.JSONDecodeError:
             given[key] = value
     return given
+
+
+def _check_ending(out: Path, endings: tuple[str, ...]) -> None:
+    """Refuse a name whose ending promises another format than is written."""
+    if out.suffix not in endings:
+        raise InputError("out", str(out), f"a name ending in {endings[-1]}", f"pass {out.with_suffix(endings[-1])}")
 
 
 def _positive(value: int, name: str = "checkpoint_every") -> int:

@@ -1,6 +1,6 @@
 """MesaNet for Hugging Face transformers: shells around `Stack` that generate from states instead of cached keys.
 
-    from commissure.mesa.hf import MesaNetForCausalLM          # registers the Auto classes; a bare `import commissure.mesa` does not
+    from commissure.mesa.hf import MesaNetForCausalLM          # registers the Auto classes; commissure.mesa does not
     model = MesaNetForCausalLM(MesaNetConfig.from_preset("140m"))
     model.generate(tokens, max_new_tokens=64)
 

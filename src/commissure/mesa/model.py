@@ -28,7 +28,7 @@ from commissure.core.mixer import SequenceMixer
 from commissure.core.rng import isolated
 from commissure.mesa.tasks import Task
 from commissure.mesa.tasks import task as find_task
-from commissure.nn.names import ROTARY, MixerFactory, mixer
+from commissure.nn.names import MIXERS, ROTARY, MixerFactory, mixer
 from commissure.nn.stack import Stack
 
 __all__ = ["ModelConfig", "TaskModel"]
@@ -140,6 +140,10 @@ class TaskModel(nn.Module):
     def _stack(self, mixers: Sequence[str | MixerFactory]) -> Stack:
         if isinstance(mixers[0], str) and "mesanet-" in mixers[0]:
             return self._mesanet(mixers)
+        for name in self.names:
+            if name is not None and name not in MIXERS:
+                fix = "or one of mesanet-SIZE, hawk-mesanet-SIZE with SIZE 140m, 440m or 940m, alone"
+                raise InputError("mixer", name, f"one of {', '.join(sorted(MIXERS))}", fix)
         config, entries = self.config, list(islice(cycle(mixers), self.config.layers))
         positions = config.positions or ("rotary" if ROTARY.keys() & set(self.names) else "none")
         return Stack(

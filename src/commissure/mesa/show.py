@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from commissure.core.errors import InputError
 from commissure.core.rng import torch_generator
 from commissure.nn.mesa import MesaLayer, mesa_attention
+from commissure.nn.padding import check_lengths, valid
 from commissure.nn.stack import Stack
 
-__all__ = ["MesaHead", "draw", "inspect", "open_model", "show"]
+__all__ = ["MesaHead", "draw", "inspect", "open_model", "scored_lengths", "show"]
 
 _MOST_NAMES = 8  # of layers below a figure, side by side
 
@@ -57,11 +58,14 @@ class Call(NamedTuple):
     state: Any
 
 
-def inspect(model: nn.Module, tokens: Tensor, *, eps: float = 1e-4) -> list[MesaHead]:
+def inspect(
+    model: nn.Module, tokens: Tensor, *, lengths: Int[Tensor, " batch"] | None = None, eps: float = 1e-4
+) -> list[MesaHead]:
     """Run `model(tokens)` and look into every `MesaLayer` on the way: one row a head, layers in the model's order.
 
-    `tokens` is whatever the model takes; `eps` the relative residual at which conjugate gradients stop.  Raises
-    `InputError` for a model without Mesa layers and for an empty input.
+    `tokens` is whatever the model takes, `lengths` where each row's padding begins, which is not counted; `eps` the
+    relative residual at which conjugate gradients stop.  Raises `InputError` for a model without Mesa layers and for an
+    empty input.
 
     >>> layer = MesaLayer(8, heads=2, head_dim=4)
     >>> rows = inspect(layer, torch.ones(1, 5, 8))
@@ -72,9 +76,24 @@ def inspect(model: nn.Module, tokens: Tensor, *, eps: float = 1e-4) -> list[Mesa
         raise InputError("eps", eps, "a number in (0, 1), relative to the first residual")
     if tokens.ndim < 2 or tokens.shape[0] < 1 or tokens.shape[1] < 1:
         raise InputError("tokens", tuple(tokens.shape), "shape (batch, time, ...), at least one token")
+    if lengths is not None:
+        check_lengths(lengths, *tokens.shape[:2])
+        if not bool((lengths > 0).all()):
+            raise InputError("lengths", int(lengths.min()), "lengths >= 1")
     with torch.no_grad():
         calls = _record(model, tokens)
-        return [row for name, (layer, call) in calls.items() for row in _heads(name, layer, call, eps)]
+        return [row for name, (layer, call) in calls.items() for row in _heads(name, layer, call, lengths, eps)]
+
+
+def scored_lengths(mask: Bool[Tensor, "batch time"]) -> Int[Tensor, " batch"]:
+    """Up to each row's last scored position; a row without one is taken whole.
+
+    >>> scored_lengths(torch.tensor([[False, True, False], [False, False, False]])).tolist()
+    [2, 3]
+    """
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    last = (mask * places).amax(1)
+    return last.where(last > 0, mask.shape[1])
 
 
 def show(
@@ -191,36 +210,40 @@ def _record(model: nn.Module, tokens: Tensor) -> dict[str, tuple[MesaLayer, Call
     return calls
 
 
-def _heads(name: str, layer: MesaLayer, call: Call, eps: float) -> list[MesaHead]:
+def _heads(
+    name: str, layer: MesaLayer, call: Call, lengths: Int[Tensor, " batch"] | None, eps: float
+) -> list[MesaHead]:
     """The rows of one layer; the solver's own settings do not matter here."""
-    q, k, v, g, beta, lamb, _ = layer.project(call.x, call.state, None)
+    q, k, v, g, beta, lamb, _ = layer.project(call.x, call.state, lengths)
     memory = None if call.state is None else call.state.memory
     steps = 10 * q.shape[-1]  # rounding may need more than the D steps of exact arithmetic
     found = mesa_attention(
         q, k, v, g, beta, lamb, initial_state=memory, solver="cg", cg_eps=eps, max_cg_steps=steps, return_info=True
     )
     assert found.info is not None
-    gamma = g.double().exp().flatten(0, 1)
+    real = torch.ones(q.shape[:2], dtype=torch.bool) if lengths is None else valid(lengths, q.shape[1])
+    real = real.to(q.device)
+    gamma = g.double().exp()[real]
     levels = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64, device=g.device)
     quantiles = gamma.quantile(levels, dim=0)
     spectrum = torch.linalg.eigvalsh(found.state.h_kk.double() + lamb.double().diag_embed())
     conditions = (spectrum[..., -1] / spectrum[..., 0]).quantile(0.5, dim=0)
-    dof = found.info.dof.double().mean(0)
-    positions = _positions(q.shape[1])
+    positions = _positions(int(real.sum(1).max()))
+    dof = [found.info.dof[real[:, position - 1], position - 1].double().mean(0) for position in positions]
     return [
         MesaHead(
             layer=name,
             head=head,
             gamma_mean=float(gamma[:, head].mean()),
             gamma_quantiles=(float(quantiles[0, head]), float(quantiles[1, head]), float(quantiles[2, head])),
-            beta_mean=float(beta[..., head].double().mean()),
+            beta_mean=float(beta[..., head][real].double().mean()),
             lambda_min=float(lamb[head].min()),
             lambda_mean=float(lamb[head].double().mean()),
             lambda_max=float(lamb[head].max()),
             condition_number=float(conditions[head]),
-            cg_steps=float(found.info.cg_steps[..., head].double().mean()),
+            cg_steps=float(found.info.cg_steps[..., head][real].double().mean()),
             positions=positions,
-            effective_dof=tuple(float(dof[position - 1, head]) for position in positions),
+            effective_dof=tuple(float(mean[head]) for mean in dof),
         )
         for head in range(q.shape[2])
     ]
