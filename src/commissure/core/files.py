@@ -7,10 +7,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from commissure.core.errors import InputError
+
+if TYPE_CHECKING:  # the command line writes reports without torch
+    from torch import Tensor
 
 __all__ = ["check_target", "read_tensors", "replacing"]
 

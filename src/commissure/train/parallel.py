@@ -11,6 +11,7 @@ and the averaged gradients are its gradients up to rounding.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,7 +99,9 @@ def joined(strategy: Strategy) -> Iterator[Processes]:
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Processes(strategy, torch.distributed.get_rank(), torch.distributed.get_world_size())
+        torch.distributed.barrier()  # a process that ends before another has saved could take it along
     finally:
+        gc.collect()  # DDP's reducers hold the group; one freed as late as at the interpreter's exit can abort
         torch.distributed.destroy_process_group()
 
 
