@@ -157,7 +157,8 @@ def test_heads_reach_every_named_mixer_that_has_them(name):
 
 def test_every_other_mixer_has_no_heads():
     for name in MIXERS.keys() - MULTI_HEAD.keys():
-        mixer(name, 12, heads=5, head_dim=7, rotary=True)
+        made, plain = mixer(name, 12, heads=5, head_dim=7, rotary=True), mixer(name, 12)
+        assert [p.shape for p in made.parameters()] == [p.shape for p in plain.parameters()]
 
 
 @pytest.mark.parametrize("name", sorted(ROTARY))
