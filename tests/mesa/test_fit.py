@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from commissure.core.errors import InputError
 from commissure.core.rng import spawn
-from commissure.mesa.fit import Evaluation, FitConfig, _decays, _Source, evaluate, fit
+from commissure.mesa.fit import Evaluation, FitConfig, _Source, evaluate, fit
 from commissure.mesa.model import ModelConfig, TaskModel
 from commissure.mesa.tasks import MQAR, LinearSystem, RegBench, Regression, Task, TaskBatch, task
 from commissure.nn import GRU, Stack
+from commissure.nn.decay import exempted
 from commissure.train import Checkpoint, Processes
 
 EASY = MQAR(n_pairs=2, length=12, vocab=12)
@@ -207,12 +208,13 @@ def test_shares_sum_to_the_whole_batch() -> None:
 
 
 def test_what_decays() -> None:
-    model = TaskModel(MQAR(vocab=32), ["gated_linear", "gru"], config=ModelConfig(mlp="gelu"))
-    kept = {name.rpartition(".")[2] for name, p in model.named_parameters() if not _decays(name, p)}
-    decayed = {name.rpartition(".")[2] for name, p in model.named_parameters() if _decays(name, p)}
+    model = fit(EASY, ["gated_linear", "gru"], model=ModelConfig(dim=8, mlp="gelu"), config=QUICK).model
+    marked = exempted(model)
+    kept = {name.rpartition(".")[2] for name in marked}
+    decayed = {name.rpartition(".")[2] for name, _ in model.named_parameters() if name not in marked}
     assert {"embedding", "bias", "bias_ih_l0"} <= kept
     assert {"head", "weight", "weight_hh_l0"} <= decayed
-    assert all(p.ndim > 1 for name, p in model.named_parameters() if _decays(name, p))
+    assert all(p.ndim > 1 for name, p in model.named_parameters() if name not in marked)
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
