@@ -25,7 +25,9 @@ def mesa_solve_reference(
     Float[Tensor, "batch heads dim dim"],
     Float[Tensor, "batch time heads"] | None,
 ]:
-    """`mesa_solve` written down as its definition.
+    """`mesa_solve` written down as its definition; results in the dtype of `q`.
+
+    All of it in float64: in single precision a running H loses its digits, one rounding a token.
 
     >>> one = torch.ones(1, 1, 1)
     >>> x, h_kk, dof = mesa_solve_reference(
@@ -34,6 +36,8 @@ def mesa_solve_reference(
     >>> [round(float(v), 4) for v in (x, h_kk, dof)]
     [0.4223, 1.3679, 0.5777]
     """
+    dtype = q.dtype
+    q, k, g, beta, lamb, h_kk = (given.double() for given in (q, k, g, beta, lamb, h_kk))
     decay, regularizer = g.exp(), torch.diag_embed(lamb)
     solutions, degrees = [], []
     for t in range(q.shape[1]):
@@ -48,7 +52,9 @@ def mesa_solve_reference(
         if dof:
             degrees.append(torch.cholesky_solve(h_kk, factor).diagonal(dim1=-2, dim2=-1).sum(-1))
     x = torch.stack(solutions, 1) if solutions else torch.zeros_like(q)
-    return x, h_kk, (torch.stack(degrees, 1) if degrees else torch.zeros_like(g)) if dof else None
+    if not dof:
+        return x.to(dtype), h_kk.to(dtype), None
+    return x.to(dtype), h_kk.to(dtype), (torch.stack(degrees, 1) if degrees else torch.zeros_like(g)).to(dtype)
 
 
 def singular_system(batch: int, time: int, head: int, dtype: torch.dtype) -> DegenerateError:
