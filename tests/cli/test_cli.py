@@ -40,6 +40,8 @@ def test_help_takes_at_most_400_ms() -> None:
         "from commissure.cli import main; main(['--help'])",
         "from commissure.cli import main; main(['reproduce', '--help'])",
         "from commissure.cli import main; main(['env', '--help'])",
+        "from commissure.cli import main; main(['mesa', '--help'])",
+        "from commissure.cli import main; main(['mesa', 'fit', '--help'])",
     ],
 )
 def test_nothing_heavy_is_imported(code: str) -> None:
