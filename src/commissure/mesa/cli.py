@@ -17,6 +17,7 @@ from cyclopts import App, Parameter
 
 from commissure.core.errors import InputError
 from commissure.core.files import check_target
+from commissure.core.options import whole
 
 __all__ = ["app"]
 
@@ -25,17 +26,7 @@ app = App(name="mesa", help="The mesa layer: train and measure sequence models."
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 Sizes = Annotated[tuple[str, ...], Parameter(name="--size", consume_multiple=True, negative="")]
 Settings = Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative="")]
-
-
-def _whole(_: Any, tokens: Any) -> int:
-    """An integer as typed: cyclopts would round 2.5."""
-    try:
-        return int(tokens[0].value)
-    except ValueError:
-        raise ValueError(f"{tokens[0].value!r} is not an integer") from None
-
-
-Whole = Annotated[int, Parameter(converter=_whole)]
+Whole = Annotated[int, Parameter(converter=whole)]
 
 
 @app.command
@@ -48,7 +39,7 @@ def fit(
     steps: Whole = 600,
     settings: Settings = (),
     seed: Whole = 0,
-    checkpoint_every: Annotated[int | None, Parameter(converter=_whole)] = None,
+    checkpoint_every: Annotated[int | None, Parameter(converter=whole)] = None,
     parallel: Literal["single", "ddp", "fsdp"] = "single",
     device: str = "cpu",
     as_json: Json = False,
