@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -265,13 +266,23 @@ def test_refusals(tmp_path: Path) -> None:
     assert not any(TaskModel.is_saved(tmp_path / name) for name in ("stack", "missing"))
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command in two processes."""
+def torchrun(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """A command in two processes; torchrun's own code is 1 where one of them fails."""
     launcher = ("torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0")
     command = [sys.executable, "-m", *launcher, "-m", "commissure.cli", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == code, done.stderr[-3000:]
     return done
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"), [("--steps", "2.5", "not an integer"), ("--set", "batch_size=1", "at least one row")]
+)
+def test_torchrun_says_once_what_is_wrong(option: str, value: str, said: str, tmp_path: Path) -> None:
+    """Before the processes have joined, and after."""
+    done = torchrun("mesa", "fit", option, value, "--parallel", "ddp", "--out", str(tmp_path / "model"), code=1)
+    assert done.stderr.count(said) == 1
+    assert re.search(r"Root Cause[^$]*exitcode +: 2 ", done.stderr), "as for any other bad input"
 
 
 def test_sharded_blocks_return_nothing_that_loses_its_hooks(tmp_path: Path) -> None:
