@@ -36,7 +36,7 @@ from commissure.core.errors import CommissureWarning, InputError
 from commissure.core.first_order import first_order_only
 from commissure.core.mixer import select
 from commissure.native.linear_attention import linear_attention_backward
-from commissure.native.mesa import mesa_kernel_available, mesa_solve, mesa_solve_reference
+from commissure.native.mesa import mesa_kernel_available, mesa_solve, mesa_solve_reference, mesa_step
 from commissure.nn.heads import FORGET_BIAS, ConvState, HeadInputs, HeadOutput, gate_projection, head_sizes
 from commissure.nn.linear_attention import (
     attend,
@@ -216,6 +216,13 @@ def attend_mesa(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, lamb: Tensor, state: MesaState, options: Options
 ) -> MesaOutput:
     """`mesa_attention` of one batch without checks."""
+    operands = (q, k, v, g, beta, lamb, *state)
+    is_step = q.shape[1] == 1 and options.solver == "cholesky" and not options.return_info
+    if is_step and not (torch.is_grad_enabled() and any(x.requires_grad for x in operands)):
+        dtype = compute_dtype(q, k, v)
+        *token, lamb, h_kk, h_kv = (x if x.dtype == dtype else x.to(dtype) for x in operands)
+        o, h_kk, h_kv = mesa_step(*(x.squeeze(1) for x in token), lamb, h_kk, h_kv)
+        return MesaOutput(o.unsqueeze(1).to(v.dtype), MesaState(h_kk, h_kv), None)
     o, h_kk, h_kv, *info = _MesaAttention.apply(q, k, v, g, beta, lamb, *state, options)
     return MesaOutput(o, MesaState(h_kk, h_kv), MesaInfo(*info) if options.return_info else None)
 
