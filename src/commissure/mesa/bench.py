@@ -284,8 +284,8 @@ def bench_decode(*, batch: int, heads: int, dim: int, repeats: int = 40, seed: i
         )
         # Not in turns with the others: what it allocates empties the caches for them.
         literal = alternate((lambda: literal_token_cg(*token, *state),), repeats=1 + repeats // 4)
-    medians = (1e6 * float(np.median(spent)) for spent in (ours, loop, literal))
-    return DecodeRow(batch, heads, dim, *medians, gain=spread(loop / ours))
+    mesa_us, cg_us, literal_us = (1e6 * float(np.median(spent)) for spent in (ours, loop, literal))
+    return DecodeRow(batch, heads, dim, mesa_us, cg_us, literal_us, spread(loop / ours))
 
 
 @torch.no_grad()

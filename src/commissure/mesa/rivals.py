@@ -216,7 +216,7 @@ def literal_token_cg(
     *,
     steps: int = 30,
 ) -> tuple[Float[Tensor, "batch 1 heads value_dim"], Tensor, Tensor]:
-    """`token_cg` as public code decodes (`decoding_one_step`): from q / diag, a matrix times a column a step and head."""
+    """`token_cg` as public code decodes: from q / diag, a matrix times a column a step and head."""
     gamma, written = g[:, 0, :, None, None].exp(), (beta[:, 0, :, None] * k[:, 0]).unsqueeze(3)
     h_kk = h_kk * gamma + written * k[:, 0].unsqueeze(2)
     h_kv = h_kv * gamma + written * v[:, 0].unsqueeze(2)
