@@ -94,8 +94,8 @@ def mesa_step(
     >>> o, h_kk, h_kv = mesa_step(
     ...     k, k, v, gate, gate + 1, torch.ones(1, 2), torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 1)
     ... )
-    >>> o.item(), h_kk.flatten().tolist(), h_kv.flatten().tolist()
-    (1.5, [1.0, 0.0, 0.0, 0.0], [3.0, 0.0])
+    >>> o, h_kk.flatten(), h_kv.flatten()
+    (tensor([[[1.5000]]]), tensor([1., 0., 0., 0.]), tensor([3., 0.]))
     """
     _check(q, "batch, heads, dim", k=k, v=v, g=g, beta=beta, lamb=lamb, h_kk=h_kk, h_kv=h_kv)
     o, h_kk, h_kv = torch.ops.commissure.mesa_step(q, k, v, g, beta, lamb, h_kk, h_kv)
