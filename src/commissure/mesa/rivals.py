@@ -216,23 +216,26 @@ def literal_token_cg(
     *,
     steps: int = 30,
 ) -> tuple[Float[Tensor, "batch 1 heads value_dim"], Tensor, Tensor]:
-    """`token_cg` as public code decodes: from q / diag, a matrix times a column a step and head."""
+    """`token_cg` as public code decodes: from q / diag, with products of H as a broadcast product and its sum."""
     gamma, written = g[:, 0, :, None, None].exp(), (beta[:, 0, :, None] * k[:, 0]).unsqueeze(3)
     h_kk = h_kk * gamma + written * k[:, 0].unsqueeze(2)
     h_kv = h_kv * gamma + written * v[:, 0].unsqueeze(2)
-    matrix, query = h_kk + torch.diag_embed(lamb), q[:, 0].unsqueeze(3)
-    x = query / matrix.diagonal(dim1=2, dim2=3).unsqueeze(3)
-    residual = query - matrix @ x
+
+    def multiply(p: Tensor) -> Tensor:
+        return (p.unsqueeze(3) * h_kk).sum(2) + lamb * p
+
+    x = q[:, 0] / (h_kk.diagonal(dim1=2, dim2=3) + lamb)
+    residual = q[:, 0] - multiply(x)
     direction, squared = residual, (residual * residual).sum(2, keepdim=True)
     for _ in range(steps):
-        product = matrix @ direction
+        product = multiply(direction)
         length = squared / ((direction * product).sum(2, keepdim=True) + 1e-5)
         x = x + length * direction
         residual = residual - length * product
         following = (residual * residual).sum(2, keepdim=True)
         direction = residual + following / (squared + 1e-5) * direction
         squared = following
-    return (h_kv.mT @ x)[:, None, :, :, 0], h_kk, h_kv
+    return (x.unsqueeze(3) * h_kv).sum(2)[:, None], h_kk, h_kv
 
 
 class _BestCG(torch.autograd.Function):
