@@ -1,4 +1,4 @@
-"""The Mesa layer's solves one token after another with torch's dense factorization: slow, differentiable."""
+"""The Mesa layer's solves and its step with torch's dense factorization: slow, differentiable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from commissure.core.errors import DegenerateError
 
-__all__ = ["mesa_solve_reference", "singular_system"]
+__all__ = ["mesa_solve_reference", "mesa_step_reference", "singular_system"]
 
 
 def mesa_solve_reference(
@@ -55,6 +55,41 @@ def mesa_solve_reference(
     if not dof:
         return x.to(dtype), h_kk.to(dtype), None
     return x.to(dtype), h_kk.to(dtype), (torch.stack(degrees, 1) if degrees else torch.zeros_like(g)).to(dtype)
+
+
+def mesa_step_reference(
+    q: Float[Tensor, "batch heads dim"],
+    k: Float[Tensor, "batch heads dim"],
+    v: Float[Tensor, "batch heads value_dim"],
+    g: Float[Tensor, "batch heads"],
+    beta: Float[Tensor, "batch heads"],
+    lamb: Float[Tensor, "heads dim"],
+    h_kk: Float[Tensor, "batch heads dim dim"],
+    h_kv: Float[Tensor, "batch heads dim value_dim"],
+) -> tuple[
+    Float[Tensor, "batch heads value_dim"],
+    Float[Tensor, "batch heads dim dim"],
+    Float[Tensor, "batch heads dim value_dim"],
+]:
+    """`mesa_step` the way the paper puts it: the ridge regression's whole map Phi, applied to the query.
+
+    >>> one = torch.ones(1, 1)
+    >>> o, h_kk, h_kv = mesa_step_reference(
+    ...     *(one[..., None],) * 3, -one, one, one, one[..., None, None], 2 * one[..., None, None]
+    ... )
+    >>> [round(float(x), 4) for x in (o, h_kk, h_kv)]
+    [0.733, 1.3679, 1.7358]
+    """
+    decay, strength = g.exp()[..., None, None], beta[..., None, None]
+    h_kk = decay * h_kk + strength * torch.einsum("bhd,bhe->bhde", k, k)
+    h_kv = decay * h_kv + strength * torch.einsum("bhd,bhe->bhde", k, v)
+    factor, info = torch.linalg.cholesky_ex(h_kk + torch.diag_embed(lamb))
+    is_bad = (info != 0) | ~torch.isfinite(factor).all(-1).all(-1)
+    if is_bad.any():
+        batch, head = is_bad.nonzero()[0].tolist()
+        raise singular_system(batch, 0, head, h_kk.dtype)
+    phi = torch.cholesky_solve(h_kv, factor)
+    return torch.einsum("bhde,bhd->bhe", phi, q), h_kk, h_kv
 
 
 def singular_system(batch: int, time: int, head: int, dtype: torch.dtype) -> DegenerateError:
