@@ -16,7 +16,7 @@ Method: von Oswald et al., arXiv 2506.05233, section 3 and appendix D; block_rls
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -25,7 +25,16 @@ from torch import Tensor
 
 from commissure.core.errors import DegenerateError
 from commissure.native.mesa import mesa_solve, mesa_solve_reference
-from commissure.nn.linear_attention import Segment, chunk_states, cut, decays_of, from_chunks, to_chunks
+from commissure.nn.linear_attention import (
+    Segment,
+    chunk_states,
+    cut,
+    decays_of,
+    from_chunks,
+    log_sums,
+    products_within,
+    to_chunks,
+)
 
 __all__ = ["CGOptions", "Solution", "solve_block_rls", "solve_cg", "solve_cholesky", "solve_sequential"]
 
@@ -75,31 +84,49 @@ class Solution(NamedTuple):
     unconverged: Bool[Tensor, "batch time heads"] | None = None
 
 
-class Operator(NamedTuple):
-    """p -> (H_t + Lambda) p in chunks: rows are (chunk, batch, head)."""
+class Chunks(NamedTuple):
+    """What is known of some chunks: rows are (chunk, batch, head), `logs` log gates, `states` H before each."""
 
     keys: Float[Tensor, "rows time dim"]
-    written: Float[Tensor, "rows time dim"]
+    beta: Float[Tensor, "rows time"]
+    logs: Float[Tensor, "rows time"]
+    start: Float[Tensor, "rows time"]
     states: Float[Tensor, "rows dim dim"]
-    gates: Float[Tensor, "rows time"]
+    lamb: Float[Tensor, "rows dim"]
+
+    def take(self, rows: Int[Tensor, " some"]) -> Chunks:
+        """A copy of some rows."""
+        return Chunks(*(part.index_select(0, rows) for part in self))
+
+    def operator(self) -> Operator:
+        """p -> (H_t + Lambda) p."""
+        weights = products_within(*log_sums(self.logs), self.keys.dtype).mul_(self.beta[:, None])
+        return Operator(self.keys, self.states, self.start[:, :, None], weights, self.lamb[:, None])
+
+
+class Operator(NamedTuple):
+    """p -> (H_t + Lambda) p; `weights` of the keys up to each time are zeta_ti beta_i."""
+
+    keys: Float[Tensor, "rows time dim"]
+    states: Float[Tensor, "rows dim dim"]
     start: Float[Tensor, "rows time 1"]
-    within: Float[Tensor, "rows time time"]
+    weights: Float[Tensor, "rows time time"]
     lamb: Float[Tensor, "rows 1 dim"]
 
-    def take(self, rows: Tensor) -> Operator:
+    def take(self, rows: Int[Tensor, " some"]) -> Operator:
         """The operator of some rows."""
         return Operator(*(part.index_select(0, rows) for part in self))
 
     def apply(self, p: Float[Tensor, "rows time dim"], scratch: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
         """A p, into `out`."""
         scores, decayed = scratch
-        torch.bmm(p, self.written.mT, out=scores).mul_(self.within)
+        torch.bmm(p, self.keys.mT, out=scores).mul_(self.weights)
         torch.bmm(torch.mul(p, self.start, out=decayed), self.states, out=out)
         return out.baddbmm_(scores, self.keys).addcmul_(p, self.lamb)
 
     def diagonal(self) -> Float[Tensor, "rows time dim"]:
         """The diagonal of each A_t."""
-        own = torch.bmm(self.within, self.written * self.keys)
+        own = torch.bmm(self.weights, self.keys.square())
         return own.addcmul_(self.start, self.states.diagonal(dim1=1, dim2=2)[:, None]).add_(self.lamb)
 
 
@@ -125,7 +152,8 @@ def solve_triton(system: System, options: CGOptions) -> Solution:
 def solve_cg(system: System, options: CGOptions) -> Solution:
     """Conjugate gradients of every element side by side, to a fixed count or to a relative residual."""
 
-    def solve(operator: Operator, b: Tensor) -> Rows:
+    def solve(chunks: Chunks, b: Tensor) -> Rows:
+        operator = chunks.operator()
         x = first_guess(operator, b, options.init)
         r = b - operator.apply(x, _scratch(b), torch.empty_like(b))
         return conjugate_gradients(operator, x, r, options.max_steps, options.eps)
@@ -145,9 +173,9 @@ def relative_residual(
     q = system.q
     ax, state = torch.empty_like(q), system.h_kk.flatten(0, 1)
     for piece in cut(q.shape, q.shape[3], chunk_size, q.device):
-        operator, state = _operator(system, state, piece)
+        chunks, state = _chunks(system, state, piece)
         p = to_chunks(x, piece, q.dtype)
-        from_chunks(operator.apply(p, _scratch(p), torch.empty_like(p)), piece, ax)
+        from_chunks(chunks.operator().apply(p, _scratch(p), torch.empty_like(p)), piece, ax)
     scale = _size(q)
     size = torch.linalg.vector_norm(q / scale, dim=-1)
     missing = torch.linalg.vector_norm(ax.sub_(q).div_(scale), dim=-1)
@@ -232,9 +260,9 @@ def _direct(solve: Callable[..., tuple[Tensor, Tensor, Tensor | None]], system: 
     return Solution(x, last)
 
 
-def _hybrid(operator: Operator, b: Tensor) -> Rows:
+def _hybrid(chunks: Chunks, b: Tensor) -> Rows:
     """Rows whose gates ask for the same number of preconditioned iterations together; plain iterations for the rest."""
-    needed = _iterations(operator.within[:, -1, 0], b.dtype)
+    needed = _iterations(chunks.logs[:, 1:].sum(1).exp_(), b.dtype)
     steps = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
     answer = Rows(torch.empty_like(b), steps, torch.zeros_like(steps, dtype=torch.bool))
     at_once = max(1, TOGETHER // b[0].numel()) if b.device.type == "cpu" else len(b)
@@ -242,12 +270,13 @@ def _hybrid(operator: Operator, b: Tensor) -> Rows:
     direct, plain = order.tensor_split([int((needed > 0).sum())])
     for rows in direct.split(at_once) if len(direct) else ():
         counts = needed[rows]
-        answer.x.index_copy_(0, rows, _block_rls(operator.take(rows), b.index_select(0, rows), counts))
+        for part, x in _block_rls(chunks.take(rows), b.index_select(0, rows), counts):
+            answer.x.index_copy_(0, rows[part], x)
         answer.steps[rows] = counts[:, None] - 1
     for rows in plain.split(at_once) if len(plain) else ():
         r, most = b.index_select(0, rows), 2 * b.shape[2] + 50
-        found = conjugate_gradients(operator.take(rows), torch.zeros_like(r), r, most, TOLERANCE[b.dtype])
-        answer.put(rows, *found)
+        operator = chunks.take(rows).operator()
+        answer.put(rows, *conjugate_gradients(operator, torch.zeros_like(r), r, most, TOLERANCE[b.dtype]))
     return answer
 
 
@@ -263,47 +292,53 @@ def _iterations(product: Float[Tensor, " rows"], dtype: torch.dtype) -> Int[Tens
     return torch.where(product >= LEAST_PRODUCT, count, 0).long()
 
 
-def _block_rls(operator: Operator, b: Tensor, counts: Int[Tensor, " rows"]) -> Tensor:
-    """x by Chebyshev's semi-iteration from zero on (N + w Lambda) x = b / zeta; `operator` and `b` are overwritten.
+def _block_rls(
+    chunks: Chunks, b: Float[Tensor, "rows time dim"], counts: Int[Tensor, " rows"]
+) -> Iterator[tuple[slice, Tensor]]:
+    """x by Chebyshev's semi-iteration from zero on (N + w Lambda) x = b / zeta; the operands are overwritten.
 
     N = M / zeta = H_c + c0 Lambda + sum_i (beta_i / zeta_i) k_i k_i^T and w = 1 / zeta - c0, so that A - M is diagonal.
     With P = (H_c + c0 Lambda)^-1 and L L^T = I + K P K^T, N_t^-1 = P - sum_{i <= t} f_i f_i^T for all t, where
     F = L^-1 K P: causal linear attention.  The spectrum of N^-1 (N + w Lambda) lies between 1 and 1 + w / c0.
     `counts` are the applications of N^-1, not increasing, so that rows that are done are the last ones.
     """
-    zeta = operator.within[:, :, :1]
-    c0 = zeta[:, -1:].rsqrt()
-    start = operator.states.mul_(operator.start[:, :1])
-    start.diagonal(dim1=1, dim2=2).addcmul_(c0[:, 0], operator.lamb[:, 0])
-    root = _inverse_factor(start)
-    inverse = torch.bmm(root.mT, root)
-    keys = operator.keys.mul_((operator.gates[:, :, None] / zeta).sqrt_())
+    chunks.logs[:, 0] = 0.0  # the first gate is in the state: zeta from there
+    zeta = chunks.logs.cumsum(1).exp_().to(b.dtype)[:, :, None]
+    c0, lamb = zeta[:, -1:].rsqrt(), chunks.lamb[:, None]
+    state = chunks.states.mul_(chunks.start[:, :1, None])
+    state.diagonal(dim1=1, dim2=2).addcmul_(c0[:, 0], chunks.lamb)
+    root = _inverse_factor(state)
+    inverse = torch.bmm(root.mT, root, out=state)
+    keys = chunks.keys.mul_((chunks.beta[:, :, None] / zeta).sqrt_())
     factor = torch.bmm(keys, inverse)
     gram = torch.bmm(keys, factor.mT)
     gram.diagonal(dim1=1, dim2=2).add_(1.0)
-    factor = torch.bmm(_inverse_factor(gram), factor)
-    scores, y = torch.empty_like(gram), torch.empty_like(b)
+    factor = torch.bmm(_inverse_factor(gram), factor, out=keys)
+    r, x, before = torch.empty_like(b), torch.empty_like(b), torch.zeros_like(b)
 
-    def solve(r: Tensor) -> Tensor:
-        torch.bmm(r, factor.mT, out=scores).tril_()
-        return torch.bmm(r, inverse, out=y).baddbmm_(scores, factor, alpha=-1.0)
+    def add_solved(out: Tensor, share: float) -> Tensor:
+        """share out + N^-1 r: a factor a token commutes with N^-1."""
+        scores = torch.bmm(r, factor.mT, out=gram).tril_()
+        return out.baddbmm_(r, inverse, beta=share).baddbmm_(scores, factor, alpha=-1.0)
 
     b.div_(zeta)
     w = zeta.reciprocal() - c0
     twice_center, square = w / c0 + 2, (0.5 * w / c0).square_()
-    diagonal, r, tau = w * operator.lamb, torch.empty_like(b), 2 / twice_center
-    x = whole = solve(b) * tau
-    change = x.clone()
+    diagonal, tau = w * lamb, 2 / twice_center
+    torch.mul(b, tau, out=r)
+    add_solved(x, 0.0)
     for step in range(1, int(counts[0])):
         n = int((counts > step).sum())
         if n < len(x):
-            live = (inverse, factor, scores, y, b, twice_center, square, diagonal, r, tau, x, change)
-            inverse, factor, scores, y, b, twice_center, square, diagonal, r, tau, x, change = (t[:n] for t in live)
-        solve(torch.addcmul(b, diagonal, x, value=-1.0, out=r))
+            yield slice(n, len(x)), x[n:]
+            live = (inverse, factor, gram, b, twice_center, square, diagonal, r, tau, x, before)
+            inverse, factor, gram, b, twice_center, square, diagonal, r, tau, x, before = (t[:n] for t in live)
         last, tau = tau, torch.addcmul(twice_center, square, tau, value=-1.0).reciprocal_()
-        change.mul_(square * tau * last).addcmul_(y.sub_(x), tau, value=2.0)
-        x.add_(change)
-    return whole
+        push, pull = 2 * tau, square * tau * last
+        torch.addcmul(b, diagonal, x, value=-1.0, out=r).mul_(push)
+        before.mul_(-pull).addcmul_(x, 1 + pull - push)
+        x, before = add_solved(before, 1.0), x
+    yield slice(0, len(x)), x
 
 
 def _inverse_factor(matrices: Float[Tensor, "rows dim dim"]) -> Float[Tensor, "rows dim dim"]:
@@ -322,7 +357,7 @@ def _inverse_factor(matrices: Float[Tensor, "rows dim dim"]) -> Float[Tensor, "r
     return inverse
 
 
-def _by_segments(system: System, chunk_size: int, solve: Callable[[Operator, Tensor], Rows]) -> Solution:
+def _by_segments(system: System, chunk_size: int, solve: Callable[[Chunks, Tensor], Rows]) -> Solution:
     """Solve a segment after the other, from each one's first state, for right-hand sides of largest element 1."""
     q, h_kk = system.q, system.h_kk
     x = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -330,28 +365,27 @@ def _by_segments(system: System, chunk_size: int, solve: Callable[[Operator, Ten
     unconverged = torch.zeros_like(steps, dtype=torch.bool)
     state = h_kk.flatten(0, 1)
     for piece in cut(q.shape, q.shape[3], chunk_size, q.device):
-        operator, state = _operator(system, state, piece)
+        chunks, state = _chunks(system, state, piece)
         b = to_chunks(q, piece, q.dtype)
         size = _size(b)
-        found = solve(operator, b.div_(size))
+        found = solve(chunks, b.div_(size))
         found.x.mul_(size)
         for part, whole in zip(found, (x, steps, unconverged), strict=True):
             from_chunks(part, piece, whole)
     return Solution(x, state.view(h_kk.shape), steps, unconverged)
 
 
-def _operator(
+def _chunks(
     system: System, state: Float[Tensor, "rows dim dim"], piece: Segment
-) -> tuple[Operator, Float[Tensor, "rows dim dim"]]:
-    """The operator of a segment that begins in `state`, and the state after it."""
+) -> tuple[Chunks, Float[Tensor, "rows dim dim"]]:
+    """The chunks of a segment that begins in `state`, and the state after it."""
     dtype, lamb = system.k.dtype, system.lamb
-    keys, gates = to_chunks(system.k, piece, dtype), to_chunks(system.beta, piece, dtype)
-    decays = decays_of(system.g, piece, dtype)
-    written = keys * gates[:, :, None]
-    states = chunk_states(written * decays.end[:, :, None], keys, decays, state)
-    penalties = lamb.expand(piece.n_chunks, system.k.shape[0], *lamb.shape).reshape(-1, 1, lamb.shape[1])
-    starts = states[:-1].flatten(0, 1)
-    return Operator(keys, written, starts, gates, decays.start[:, :, None], decays.within, penalties), states[-1]
+    keys, beta = to_chunks(system.k, piece, dtype), to_chunks(system.beta, piece, dtype)
+    decays = decays_of(system.g, piece, dtype, within=False)
+    states = chunk_states(keys * (beta * decays.end)[:, :, None], keys, decays, state)
+    penalties = lamb.expand(piece.n_chunks, system.k.shape[0], *lamb.shape).flatten(0, 2)
+    logs = to_chunks(system.g, piece, torch.float64)
+    return Chunks(keys, beta, logs, decays.start, states[:-1].flatten(0, 1), penalties), states[-1]
 
 
 def _size(b: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows 1"]:
