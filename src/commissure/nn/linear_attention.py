@@ -314,11 +314,11 @@ def in_dtype(
     return [q.to(dtype), k.to(dtype), v.to(dtype), *gates, *(x.to(dtype) for x in states)]
 
 
-def cut(shape: tuple[int, ...], dim: int, chunk_size: int, device: torch.device) -> list[Segment]:
+def cut(shape: tuple[int, ...], dim: int, chunk_size: int, device: torch.device, scale: int = 1) -> list[Segment]:
     """Segments of whole chunks, and what is left of the time as one shorter chunk."""
     batch, time, heads, value_dim = shape
     chunk = min(chunk_size, max(time, 1))
-    budget = CPU_SEGMENT if device.type == "cpu" else GPU_SEGMENT
+    budget = scale * CPU_SEGMENT if device.type == "cpu" else GPU_SEGMENT
     length = chunk * max(1, budget // max(1, batch * heads * chunk * max(dim, value_dim)))
     whole = time // chunk * chunk
     pieces = [Segment(start, min(start + length, whole), chunk) for start in range(0, whole, length)]
