@@ -41,12 +41,12 @@ __all__ = ["CGOptions", "Solution", "solve_block_rls", "solve_cg", "solve_choles
 # Chunks of block_rls: a D x D factorization each, so not too short; the gates' product over one sets the number of
 # iterations, so not too long.
 BLOCK = 32
-SEGMENTS = 4
+SEGMENTS = 2
 # Largest matrix whose Cholesky factor LAPACK inverts faster than products of its halves do.
 LEAF = 16
 # Numbers of one (rows, time, dim) tensor that the hybrid works on together on a CPU: so few operations a token that
 # calls of ten microseconds count, as many that a few tensors still share a second-level cache.
-TOGETHER = 2**17
+TOGETHER = 2**16
 # Rows that take nearly as many steps as the longest of their group run to its end: cheaper than putting them in order.
 SIMILAR = 0.75
 # Relative error (in energy) and residual at which the hybrid stops: the error of a float32 output stays below 1e-5.
@@ -267,7 +267,7 @@ def _hybrid(chunks: Chunks, b: Tensor) -> Rows:
     """Rows whose gates ask for the same number of preconditioned iterations together; plain iterations for the rest."""
     needed = _iterations(chunks.logs[:, 1:].sum(1).exp_(), b.dtype)
     steps = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
-    answer = Rows(torch.empty_like(b), steps, torch.zeros_like(steps, dtype=torch.bool))
+    answer = Rows(b, steps, torch.zeros_like(steps, dtype=torch.bool))
     at_once = max(1, TOGETHER // b[0].numel()) if b.device.type == "cpu" else len(b)
     order = needed.argsort(descending=True, stable=True)
     direct, plain = order.tensor_split([int((needed > 0).sum())])
@@ -324,6 +324,7 @@ def _block_rls(
     state.diagonal(dim1=1, dim2=2).addcmul_(c0[:, 0], chunks.lamb)
     root = _inverse_factor(state)
     inverse = torch.bmm(root.mT, root)
+    del root
     keys = chunks.keys.mul_((chunks.beta[:, :, None] / zeta).sqrt_())
     factor = torch.bmm(keys, inverse)
     gram = torch.bmm(keys, factor.mT)
