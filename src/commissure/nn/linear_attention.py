@@ -383,7 +383,8 @@ def chunk_states(
     states = first.new_empty(n_chunks + 1, rows, *first.shape[1:])
     states[0] = first
     torch.bmm(keys_to_end.mT, values, out=states[1:].flatten(0, 1))
-    for state, following, factor in zip(states, states[1:], decays.total, strict=False):
+    parts = states.unbind()
+    for state, following, factor in zip(parts, parts[1:], decays.total, strict=False):
         following.addcmul_(state, factor)
     return states
 
