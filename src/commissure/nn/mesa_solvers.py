@@ -41,12 +41,12 @@ __all__ = ["CGOptions", "Solution", "solve_block_rls", "solve_cg", "solve_choles
 # Chunks of block_rls: a D x D factorization each, so not too short; the gates' product over one sets the number of
 # iterations, so not too long.
 BLOCK = 32
-SEGMENTS = 2
 # Largest matrix whose Cholesky factor LAPACK inverts faster than products of its halves do.
 LEAF = 16
 # Numbers of one (rows, time, dim) tensor that the hybrid works on together on a CPU: so few operations a token that
-# calls of ten microseconds count, as many that a few tensors still share a second-level cache.
-TOGETHER = 2**16
+# calls of ten microseconds count, as many that a few tensors still share a second-level cache.  Its segments are longer
+# than others', so that one head of a few fills such a group: all of one method, and in place.
+TOGETHER, SEGMENTS = 2**16, 2
 # Rows that take nearly as many steps as the longest of their group run to its end: cheaper than putting them in order.
 SIMILAR = 0.75
 # Relative error (in energy) and residual at which the hybrid stops: the error of a float32 output stays below 1e-5.
@@ -290,9 +290,10 @@ def _hybrid(chunks: Chunks, b: Tensor) -> Rows:
 
 def _slice(rows: Int[Tensor, " some"]) -> slice | Int[Tensor, " some"]:
     """Rows at equal distances, such as one head's, as a slice: no copy."""
-    first, second, last = (int(rows[i]) for i in (0, min(1, len(rows) - 1), -1))
-    step = max(1, second - first)
-    return slice(first, last + 1, step) if torch.equal(rows, torch.arange(first, last + 1, step)) else rows
+    numbers = rows.tolist()
+    step = max(1, numbers[1] - numbers[0]) if len(numbers) > 1 else 1
+    even = range(numbers[0], numbers[-1] + 1, step)
+    return slice(even.start, even.stop, step) if numbers == list(even) else rows
 
 
 def _iterations(product: Float[Tensor, " rows"], dtype: torch.dtype) -> Int[Tensor, " rows"]:
