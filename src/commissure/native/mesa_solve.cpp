@@ -13,7 +13,7 @@
 
 #include <cmath>
 
-#include "mesa_lanes.h"
+#include "mesa_anchor.h"
 
 namespace commissure {
 namespace {
@@ -37,7 +37,7 @@ class Worker {
           keys(size_t(L) * wide), rows(size_t(L) * wide), weight(size_t(L) * wide), sums(size_t(L) * wide),
           start(plan.across_heads ? 0 : size_t(wide) * (wide + L) / 2), end(start.size()),
           wide_keys(kSingle ? size_t(L) * wide : 0), exact(wide_keys.size()), wide_x(wide_keys.size()),
-          wide_r(wide_keys.size()) {}
+          wide_r(wide_keys.size()), anchor(kSingle && !m.dof && !plan.across_heads ? D : 0) {}
 
     // All tokens of one head, L at a time.
     void head(int64_t task) {
@@ -48,16 +48,22 @@ class Worker {
             for (int i = 0; i < D && i < j / L * L + L; ++i) entry(start, i, j) = double(initial[size_t(i) * D + j]);
         for (int l = 0; l < L; ++l) load_lamb(l, in(m.lamb) + h * D);
         norm = kSingle ? start_norm() : 0;
-        for (int64_t t = 0; t < m.time; t += L) {
-            const int count = int(m.time - t < L ? m.time - t : L);
-            gather(b, t, h, count);
+        if constexpr (kSingle) anchor.enter(in(m.lamb) + h * D);
+        for (int64_t t = 0, count; t < m.time; t += count) {
+            count = m.time - t < L ? m.time - t : L;
+            if constexpr (kSingle)
+                if (anchored(b, t, h)) {
+                    count = Anchor::C;
+                    continue;
+                }
+            gather(b, t, h, int(count));
             const bool was_hard = is_hard();
             V good = V{} + T(1);
             was_hard ? solve<true>(good) : solve<false>(good);
             if (was_hard || is_hard()) refine_tokens();
             const V dof = m.dof ? degrees() : V{};
             for (int l = 0; l < count; ++l) finish(token(b, t + l, h), good[l] != 0, dof[l]);
-            scatter(count, [&](int l) { return out(m.x) + token(b, t + l, h) * D; });
+            scatter(int(count), [&](int l) { return out(m.x) + token(b, t + l, h) * D; });
             std::swap(start, end);
         }
         T* last = out(m.h_final) + task * D * D;
@@ -99,6 +105,7 @@ class Worker {
     Buffer<double> start, end;       // H before and after the group
     Buffer<double> wide_keys, exact;  // the same as keys, and as weight with the decay to the group's end
     Buffer<double> wide_x, wide_r;   // [row][lane]: solution and residual
+    Anchor anchor;
     alignas(64) T beta[L];
     T gamma[L];
     double decay[L];              // gamma, not rounded
@@ -111,10 +118,7 @@ class Worker {
     static V magnitude(V v) { return v < T(0) ? -v : v; }
     int64_t token(int64_t b, int64_t t, int64_t h) const { return (b * m.time + t) * m.heads + h; }
     static V& vec(T* p) { return *reinterpret_cast<V*>(p); }
-    // Element of a float64 state, kept like the factor in columns: L of them, row by row down to their diagonal block.
-    double& entry(Buffer<double>& state, int i, int j) const {
-        return state[size_t(j / L) * (j / L + 1) / 2 * L * L + size_t(i) * L + j % L];
-    }
+    static double& entry(Buffer<double>& state, int i, int j) { return state[state_place<T>(i, j)]; }
     V& at(int i, int j) { return vec(factor.at(j / P, i) + j % P * L); }
 
     // Lane l of lamb; padding rows and lanes are ones.
@@ -273,6 +277,26 @@ class Worker {
             largest = sum > largest ? sum : largest;
         }
         return largest;
+    }
+    // A group of tokens by `Anchor`; false, with nothing changed, where each needs its own factorization.  So do the
+    // first ones, which tell whether H + Lambda is positive definite: then it stays so.
+    bool anchored(int64_t b, int64_t t, int64_t h) {
+        if (t == 0 || m.dof || m.time - t < Anchor::C || is_hard()) return false;
+        const int64_t index = token(b, t, h);
+        if (!anchor.open(in(m.g) + index, in(m.beta) + index, m.heads)) return false;
+        for (int l = 0; l < Anchor::C; ++l) {
+            const int64_t place = token(b, t + l, h) * D;
+            anchor.load(l, in(m.q) + place, in(m.k) + place);
+        }
+        const double before = norm;
+        norm = anchor.advance(start, end);
+        if (is_hard() || !anchor.solve()) {
+            norm = before;
+            return false;
+        }
+        for (int l = 0; l < Anchor::C; ++l) anchor.store(l, out(m.x) + token(b, t + l, h) * D);
+        std::swap(start, end);
+        return true;
     }
     // The same for one token of `count` heads, whose states are updated in h_final.
     void form_heads(int64_t first, int count, bool is_first) {
