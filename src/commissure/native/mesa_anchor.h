@@ -46,10 +46,11 @@ class Anchor {
     static_assert(C % (N * L) == 0 && B % L == 0 && B % M == 0, "groups are whole blocks");
 
     explicit Anchor(int dim)
-        : D(dim), n((dim + C - 1) / C * C), lamb(n), matrix(size_t(n) * n), block(size_t(B) * n), scaled_block(block.size()),
+        : D(dim), n((dim + C - 1) / C * C), lamb(n), matrix(size_t(n) * n), block(size_t(2 * B) * n), scaled_block(block.size()),
           keys(size_t(C) * n), queries(keys.size()), weighted(keys.size()), weighted_t(keys.size()), f(keys.size()),
           scaled_f(keys.size()), b(keys.size()), x(keys.size()), change(keys.size()), r(keys.size()), next(keys.size()),
           sums(size_t(n) * L) {
+        for (int l = 0; l < C; ++l) tokens[l] = T(l);
         for (int count = 1; count <= kMost; ++count) {
             // Chebyshev's error, 2 rho^count, with rho = (sqrt(kappa) - 1) / (sqrt(kappa) + 1), kappa = z_last^-1/2.
             const double rho = std::pow(kTolerance / 2, 1.0 / count);
@@ -78,9 +79,15 @@ class Anchor {
         }
         return true;
     }
-    void load(int l, const T* query, const T* key) {
+    void load(int l, const T* query, const T* key, const T* to, int64_t away) {
         std::memcpy(queries + size_t(l) * n, query, D * sizeof(T));
         std::memcpy(keys + size_t(l) * n, key, D * sizeof(T));
+        // A head's rows lie apart: the next group's are asked for while this one is worked on.
+        for (int j = 0; j < D; j += 64 / int(sizeof(T))) {
+            __builtin_prefetch(query + away + j, 0, 2);
+            __builtin_prefetch(key + away + j, 0, 2);
+            __builtin_prefetch(to + j, 1, 2);
+        }
     }
     void store(int l, T* to) const { std::memcpy(to, queries + size_t(l) * n, D * sizeof(T)); }
 
@@ -93,26 +100,8 @@ class Anchor {
         std::memset(sums, 0, sums.size() * sizeof(T));
         for (int j = 0; j < n; j += N * L) {
             V down[N] = {};
-            for (int i = 0; i < j + N * L; i += M) {
-                V c[M][N] = {};
-                add(c, keys + i, 1, n, weighted + j, n, C);
-                for (int r = 0; r < M; ++r)
-                    for (int s = 0; s < N; ++s) {
-                        const int row = i + r, column = j + s * L;
-                        V& to = vec(matrix + size_t(row) * n + column);
-                        to = V{};
-                        if (column >= wide || row >= column + L) continue;
-                        const size_t place = state_place<T>(row, column);
-                        const W before = W::load(start + place);
-                        to = (before * once).narrow();
-                        W after = before * through;
-                        after.add(W::from(c[r][s]), 1.0);
-                        after.store(end + place);
-                        const V now = after.narrow(), size = now < T(0) ? -now : now;
-                        vec(sums + size_t(row) * L) += size;
-                        if (row < column) down[s] += size;
-                    }
-            }
+            for (int i = 0; i < j; i += M) grow<false>(i, j, wide, start, end, once, through, down);
+            for (int i = j; i < j + N * L; i += M) grow<true>(i, j, wide, start, end, once, through, down);
             for (int s = 0; s < N; ++s)
                 for (int l = 0; l < L; ++l) sums[size_t(j + s * L + l) * L] += down[s][l];
         }
@@ -161,7 +150,7 @@ class Anchor {
     Buffer<T> f, scaled_f;            // F, and L F
     Buffer<T> b, x, change, r, next;  // [element][token]: queries, solution, its last change, residuals
     Buffer<T> sums;
-    alignas(64) T gram[C * C], scores[C * C];
+    alignas(64) T gram[C * C], scores[C * C], tokens[C];
 
     static V& vec(T* p) { return *reinterpret_cast<V*>(p); }
     static const V& vec(const T* p) { return *reinterpret_cast<const V*>(p); }
@@ -205,6 +194,34 @@ class Anchor {
             for (int j = 0; j < n; j += L) vec(weighted + size_t(l) * n + j) = vec(keys + size_t(l) * n + j) * w;
         }
     }
+    // M rows of N L columns of the state, of N, and their part of the row sums.
+    template <bool Diagonal>
+    COMMISSURE_INLINE void grow(int i, int j, int wide, const double* start, double* end, const W& once,
+                                const W& through, V (&down)[N]) {
+        V c[M][N] = {};
+        add(c, keys + i, 1, n, weighted + j, n, C);
+        for (int m = 0; m < M; ++m) {
+            V size{};
+            for (int s = 0; s < N; ++s) {
+                const int row = i + m, column = j + s * L;
+                V& to = vec(matrix + size_t(row) * n + column);
+                if (column >= wide || (Diagonal && row >= column + L)) {
+                    to = V{};
+                    continue;
+                }
+                const size_t place = state_place<T>(row, column);
+                const W before = W::load(start + place);
+                to = (before * once).narrow();
+                W after = before * through;
+                after.add(W::from(c[m][s]), 1.0);
+                after.store(end + place);
+                const V now = after.narrow(), own = now < T(0) ? -now : now;
+                size += own;
+                if (!Diagonal || row < column) down[s] += own;
+            }
+            vec(sums + size_t(i + m) * L) += size;
+        }
+    }
     double largest_sum() const {
         double largest = 0;
         for (int i = 0; i < D; ++i) {
@@ -218,57 +235,90 @@ class Anchor {
     // The matrix becomes minus its inverse: B rows at a time are swept (Gauss and Jordan's elimination, symmetric),
     //   A_pp -> -A_pp^-1,   A_pj -> A_pp^-1 A_pj,   A_ij -> A_ij - A_ip A_pp^-1 A_pj,
     // all of them one update of rank B if the rows' own columns are set to -1 in what is multiplied, and cleared.
+    // Two such steps at a time, so that the matrix is read and written once for both.
     bool invert() {
-        for (int p = 0; p < n; p += B) {
-            T pivots[B][B];
-            for (int j = 0; j < p; j += L)
-                for (int i = 0; i < B; i += L) {
-                    flip(matrix + size_t(j) * n + p + i, n, block + size_t(i) * n + j, n);
-                    for (int r = 0; r < L; ++r) vec(matrix + size_t(j + r) * n + p + i) = V{};
-                }
-            for (int i = 0; i < B; ++i) {
-                T* row = matrix + size_t(p + i) * n;
-                for (int j = 0; j < B; ++j) pivots[i][j] = i <= j ? row[p + j] : matrix[size_t(p + j) * n + p + i];
-                for (int j = p; j < n; j += L) vec(block + size_t(i) * n + j) = vec(row + j);
-                for (int j = 0; j < B; ++j) block[size_t(i) * n + p + j] = T(i == j ? -1 : 0);
-            }
+        for (int p = 0; p < n; p += 2 * B) {
+            lift(p, 0);
+            lift(p + B, 1);
+            if (!eliminate(p, 0)) return false;
+            // The second rows after the first step, whose part of them is then taken out of it.
+            T* second = block + size_t(B) * n;
+            for (int j = 0; j < n; j += N * L)
+                for (int i = 0; i < B; i += M) update(second + size_t(i) * n + j, block + p + B + i, scaled_block + j, B);
             for (int i = 0; i < B; ++i)
-                for (int j = p; j < n; j += L) vec(matrix + size_t(p + i) * n + j) = V{};
-            if (!sweep(pivots)) return false;
+                for (int c = 0; c < B; ++c)
+                    block[size_t(i) * n + p + B + c] = scaled_block[size_t(i) * n + p + B + c] = 0;
+            if (!eliminate(p, 1)) return false;
             for (int j = 0; j < n; j += N * L)
-                for (int i = 0; i < B; i += M) {
-                    V c[M][N] = {};
-                    add(c, &pivots[i][0], B, 1, block + j, n, B);
-                    put(c, scaled_block + size_t(i) * n + j, n);
-                }
-            for (int j = 0; j < n; j += N * L)
-                for (int i = 0; i < j + N * L; i += M) {
-                    T* to = matrix + size_t(i) * n + j;
-                    V c[M][N];
-                    for (int m = 0; m < M; ++m)
-                        for (int s = 0; s < N; ++s) c[m][s] = vec(to + size_t(m) * n + s * L);
-                    add(c, block + i, 1, n, scaled_block + j, n, B);
-                    put(c, to, n);
-                }
+                for (int i = 0; i < j + N * L; i += M)
+                    update(matrix + size_t(i) * n + j, block + i, scaled_block + j, 2 * B);
         }
         return true;
     }
-    // Minus the inverse of a few rows, in place.
-    static bool sweep(T (&a)[B][B]) {
-        bool good = true;
-        for (int j = 0; j < B; ++j) {
-            good &= is_positive(a[j][j]);
-            const T inverse = 1 / a[j][j];
-            T row[B];
-            for (int c = 0; c < B; ++c) row[c] = a[j][c];
-            for (int i = 0; i < B; ++i) {
-                const T factor = row[i] * inverse;
-                for (int c = 0; c < B; ++c) a[i][c] -= factor * row[c];
-                a[i][j] = factor;
+    // to += a^T b
+    void update(T* to, const T* a, const T* b, int terms) const {
+        V c[M][N];
+        for (int m = 0; m < M; ++m)
+            for (int s = 0; s < N; ++s) c[m][s] = vec(to + size_t(m) * n + s * L);
+        add(c, a, 1, n, b, n, terms);
+        put(c, to, n);
+    }
+    // Rows p .. p+B-1, also left of the diagonal, out of the matrix into a half of `block`.
+    void lift(int p, int half) {
+        T* to = block + size_t(half) * B * n;
+        for (int j = 0; j < p; j += L)
+            for (int i = 0; i < B; i += L) {
+                T* from = matrix + size_t(j) * n + p + i;
+                flip(from, n, to + size_t(i) * n + j, n);
+                for (int r = 0; r < L; ++r) vec(from + size_t(r) * n) = V{};
             }
-            for (int c = 0; c < B; ++c) a[j][c] = row[c] * inverse;
-            a[j][j] = -inverse;
+        for (int i = 0; i < B; ++i) {
+            T *row = matrix + size_t(p + i) * n, *out = to + size_t(i) * n;
+            for (int j = p; j < n; j += L) vec(out + j) = vec(row + j), vec(row + j) = V{};
+            for (int j = 0; j < i; ++j) out[p + j] = to[size_t(j) * n + p + i];
         }
+    }
+    bool eliminate(int p, int half) {
+        T *own = block + size_t(half) * B * n, *scaled = scaled_block + size_t(half) * B * n;
+        alignas(64) T pivots[B][B];
+        for (int i = 0; i < B; ++i)
+            for (int j = 0; j < B; ++j) {
+                T& from = own[size_t(i) * n + p + half * B + j];
+                pivots[i][j] = from, from = T(i == j ? -1 : 0);
+            }
+        if (!sweep(pivots)) return false;
+        for (int j = 0; j < n; j += N * L)
+            for (int i = 0; i < B; i += M) {
+                V c[M][N] = {};
+                add(c, &pivots[i][0], B, 1, own + j, n, B);
+                put(c, scaled + size_t(i) * n + j, n);
+            }
+        return true;
+    }
+    // Minus the inverse of B rows, in place.
+    static bool sweep(T (&rows)[B][B]) {
+        constexpr int U = B / L;
+        V a[B][U];
+        bool good = true;
+        for (int i = 0; i < B; ++i)
+            for (int u = 0; u < U; ++u) a[i][u] = vec(&rows[i][u * L]);
+#pragma GCC unroll 8
+        for (int j = 0; j < B; ++j) {
+            const T pivot = a[j][j / L][j % L], inverse = 1 / pivot;
+            good &= is_positive(pivot);
+            V row[U], scaled[U];
+            for (int u = 0; u < U; ++u) row[u] = a[j][u], scaled[u] = row[u] * inverse;
+#pragma GCC unroll 8
+            for (int i = 0; i < B; ++i) {
+                const T factor = scaled[i / L][i % L];
+                for (int u = 0; u < U; ++u) a[i][u] -= row[u] * factor;
+                a[i][j / L][j % L] = factor;
+            }
+            for (int u = 0; u < U; ++u) a[j][u] = scaled[u];
+            a[j][j / L][j % L] = -inverse;
+        }
+        for (int i = 0; i < B; ++i)
+            for (int u = 0; u < U; ++u) vec(&rows[i][u * L]) = a[i][u];
         return good;
     }
     void mirror() {
@@ -304,27 +354,22 @@ class Anchor {
 
     // Chebyshev's semi-iteration on every token, from zero; everything [element][token].
     void iterate() {
-        alignas(64) T tau[C], last[C], keep[C], w[C], twice_center[C], square[C], scale[C];
+        alignas(64) T tau[C], gain[C], keep[C], w[C], twice_center[C], square[C], scale[C];
         const double c = 1 / std::sqrt(z[C - 1]);
         for (int l = 0; l < C; ++l) {
             const double added = 1 / z[l] - c;
             w[l] = T(added), twice_center[l] = T(added / c + 2), square[l] = T(0.25 * added * added / (c * c));
-            tau[l] = T(2) / twice_center[l], keep[l] = 0, scale[l] = T(1 / z[l]);
+            tau[l] = T(2) / twice_center[l], scale[l] = T(1 / z[l]);
         }
+        step_all<true>(b, r, keep, tau, w);
         T *now = r, *after = next;
-        std::memcpy(now, b, b.size() * sizeof(T));
-        std::memset(x, 0, x.size() * sizeof(T));
-        std::memset(change, 0, change.size() * sizeof(T));
-        alignas(64) T gain[C];
-        for (int l = 0; l < C; ++l) gain[l] = tau[l];
-        for (int step = 1;; ++step) {
-            step_all(now, after, keep, gain, w);
-            if (step == count) break;
+        for (int step = 1; step < count; ++step) {
             for (int l = 0; l < C; ++l) {
-                last[l] = tau[l];
-                tau[l] = 1 / (twice_center[l] - square[l] * tau[l]);
-                keep[l] = square[l] * tau[l] * last[l], gain[l] = 2 * tau[l];
+                const T last = tau[l];
+                tau[l] = 1 / (twice_center[l] - square[l] * last);
+                keep[l] = square[l] * tau[l] * last, gain[l] = 2 * tau[l];
             }
+            step_all<false>(now, after, keep, gain, w);
             T* other = now;
             now = after, after = other;
         }
@@ -332,14 +377,15 @@ class Anchor {
             for (int l = 0; l < C; l += L) vec(x + size_t(i) * C + l) *= vec(scale + l);
     }
     // change = keep change + gain (N^-1 now - x); x += change; after = b - w Lambda x
+    template <bool First>
     void step_all(const T* now, T* after, const T* keep, const T* gain, const T* w) {
         for (int l = 0; l < C; l += N * L)
             for (int i = 0; i < C; i += M) {
                 V c[M][N] = {};
                 add(c, f + size_t(i) * n, n, 1, now + l, C, n);
                 for (int m = 0; m < M; ++m)
-                    for (int s = 0; s < N; ++s)
-                        for (int e = 0; e < L; ++e) scores[(i + m) * C + l + s * L + e] = i + m <= l + s * L + e ? c[m][s][e] : 0;
+                    for (int s = 0; s < N; ++s) c[m][s] = vec(tokens + l + s * L) >= T(i + m) ? c[m][s] : V{};
+                put(c, scores + i * C + l, C);
             }
         for (int l = 0; l < C; l += N * L)
             for (int i = 0; i < n; i += M) {
@@ -351,8 +397,12 @@ class Anchor {
                         const int t = l + s * L;
                         const size_t place = size_t(i + m) * C + t;
                         V &own = vec(x + place), &moved = vec(change + place);
-                        moved = vec(keep + t) * moved - vec(gain + t) * (c[m][s] + own);
-                        own += moved;
+                        if (First) {
+                            own = moved = -vec(gain + t) * c[m][s];
+                        } else {
+                            moved = vec(keep + t) * moved - vec(gain + t) * (c[m][s] + own);
+                            own += moved;
+                        }
                         vec(after + place) = vec(b + place) - vec(w + t) * lamb[i + m] * own;
                     }
             }

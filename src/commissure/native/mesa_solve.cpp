@@ -286,7 +286,7 @@ class Worker {
         if (!anchor.open(in(m.g) + index, in(m.beta) + index, m.heads)) return false;
         for (int l = 0; l < Anchor::C; ++l) {
             const int64_t place = token(b, t + l, h) * D;
-            anchor.load(l, in(m.q) + place, in(m.k) + place);
+            anchor.load(l, in(m.q) + place, in(m.k) + place, out(m.x) + place, m.heads * D * Anchor::C);
         }
         const double before = norm;
         norm = anchor.advance(start, end);
