@@ -156,15 +156,16 @@ class Anchor {
     static const V& vec(const T* p) { return *reinterpret_cast<const V*>(p); }
     static bool is_positive(T pivot) { return pivot > 0 && pivot <= T(3.4e38); }
 
-    // c[m][s] += sum_n a[row m + step n] b[stride n + s L]
+    // c[m][s] += sum_n a[row m + step n] b[stride n + s L], s from S on
+    template <int S = 0>
     COMMISSURE_INLINE static void add(V (&c)[M][N], const T* a, size_t row, size_t step, const T* b, size_t stride,
                                       int terms) {
         for (int e = 0; e < terms; ++e, a += step, b += stride) {
             V right[N];
-            for (int s = 0; s < N; ++s) right[s] = vec(b + s * L);
+            for (int s = S; s < N; ++s) right[s] = vec(b + s * L);
             for (int m = 0; m < M; ++m) {
                 const V left = a[row * m] - V{};
-                for (int s = 0; s < N; ++s) c[m][s] += left * right[s];
+                for (int s = S; s < N; ++s) c[m][s] += left * right[s];
             }
         }
     }
@@ -354,7 +355,7 @@ class Anchor {
 
     // Chebyshev's semi-iteration on every token, from zero; everything [element][token].
     void iterate() {
-        alignas(64) T tau[C], gain[C], keep[C], w[C], twice_center[C], square[C], scale[C];
+        alignas(64) T tau[C], gain[C], keep[C] = {}, w[C], twice_center[C], square[C], scale[C];
         const double c = 1 / std::sqrt(z[C - 1]);
         for (int l = 0; l < C; ++l) {
             const double added = 1 / z[l] - c;
@@ -379,33 +380,44 @@ class Anchor {
     // change = keep change + gain (N^-1 now - x); x += change; after = b - w Lambda x
     template <bool First>
     void step_all(const T* now, T* after, const T* keep, const T* gain, const T* w) {
-        for (int l = 0; l < C; l += N * L)
-            for (int i = 0; i < C; i += M) {
+        T *solution = x, *moves = change;
+        const T *right = b, *penalty = lamb, *inverse = matrix, *rows = f;
+        const int size = n;
+        for (int l = 0; l < C; l += N * L) {
+            for (int i = 0; i < l + N * L; i += M) {
                 V c[M][N] = {};
-                add(c, f + size_t(i) * n, n, 1, now + l, C, n);
+                const T* left = rows + size_t(i) * size;
+                i < l + L ? add<0>(c, left, size, 1, now + l, C, size) : add<1>(c, left, size, 1, now + l, C, size);
+#pragma GCC unroll 8
                 for (int m = 0; m < M; ++m)
-                    for (int s = 0; s < N; ++s) c[m][s] = vec(tokens + l + s * L) >= T(i + m) ? c[m][s] : V{};
-                put(c, scores + i * C + l, C);
+                    for (int s = 0; s < N; ++s)
+                        vec(scores + (i + m) * C + l + s * L) = vec(tokens + l + s * L) >= T(i + m) ? c[m][s] : V{};
             }
-        for (int l = 0; l < C; l += N * L)
-            for (int i = 0; i < n; i += M) {
+            const V keeps[N] = {vec(keep + l), vec(keep + l + L)}, gains[N] = {vec(gain + l), vec(gain + l + L)};
+            const V added[N] = {vec(w + l), vec(w + l + L)};
+            for (int i = 0; i < size; i += M) {
                 V c[M][N] = {};
-                add(c, matrix + i, 1, n, now + l, C, n);
-                add(c, f + i, 1, n, scores + l, C, C);
+                add<0>(c, inverse + i, 1, size, now + l, C, size);
+                add<0>(c, rows + i, 1, size, scores + l, C, l + L);
+                add<1>(c, rows + size_t(l + L) * size + i, 1, size, scores + (l + L) * C + l, C, L);
+#pragma GCC unroll 8
                 for (int m = 0; m < M; ++m)
                     for (int s = 0; s < N; ++s) {
-                        const int t = l + s * L;
-                        const size_t place = size_t(i + m) * C + t;
-                        V &own = vec(x + place), &moved = vec(change + place);
+                        const size_t place = size_t(i + m) * C + l + s * L;
+                        V own, moved;
                         if (First) {
-                            own = moved = -vec(gain + t) * c[m][s];
+                            own = moved = -gains[s] * c[m][s];
                         } else {
-                            moved = vec(keep + t) * moved - vec(gain + t) * (c[m][s] + own);
+                            own = vec(solution + place);
+                            moved = keeps[s] * vec(moves + place) - gains[s] * (c[m][s] + own);
                             own += moved;
                         }
-                        vec(after + place) = vec(b + place) - vec(w + t) * lamb[i + m] * own;
+                        vec(moves + place) = moved;
+                        vec(solution + place) = own;
+                        vec(after + place) = vec(right + place) - added[s] * penalty[i + m] * own;
                     }
             }
+        }
     }
 };
 
