@@ -341,8 +341,9 @@ class Anchor {
             for (int j = 0; j < i; j += L) flip(matrix + size_t(j) * n + i, n, matrix + size_t(i) * n + j, n);
     }
     // `gram` = -K P K^T, minus the Gram matrix, becomes -L^-1: [I + K P K^T, I] is eliminated, both in one matrix,
-    // where the lower triangle of the second takes the place of that of the first.
-    bool factor_gram() {
+    // where the lower triangle of the second takes the place of that of the first.  Not inlined: it would take registers
+    // from the products around it.
+    __attribute__((noinline)) bool factor_gram() {
         T pivots[C];
         for (int i = 0; i < C; ++i)
             for (int u = 0; u < C; u += L) {
