@@ -32,7 +32,7 @@ COMMISSURE_INLINE size_t state_place(int i, int j) {
 
 // The error, in the norm of A, that Chebyshev's iteration may leave: what single precision loses anyway.
 constexpr double kTolerance = 3e-7;
-constexpr int kMost = 16;
+constexpr int kMost = 8;
 
 class Anchor {
     using T = float;
