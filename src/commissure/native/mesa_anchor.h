@@ -1,15 +1,15 @@
 // Sixteen solves of the Mesa layer from one inverse, in single precision, where the gates are close to 1.
 //
-//   A_t = z_t (N_t + w_t Lambda),   N_t = gamma_1 H + c Lambda + sum_{i<=t} (beta_i / z_i) k_i k_i^T,   w_t = 1 / z_t - c
+//   A_t = z_t (N_t + w_t Lambda),   N_t = gamma_1 H + c Lambda + sum_{i<=t} (beta_i / z_i) k_i k_i^T
 //
-// for the tokens t of a group, H the state before it, z_t = gamma_2 ... gamma_t and c = z_last^-1/2.  What forgetting
-// adds to N_t is a multiple of Lambda alone, so that with P = (gamma_1 H + c Lambda)^-1, formed once for the group,
+// for the tokens t of a group, H the state before it, z_t = gamma_2 ... gamma_t, c = z_last^-1/2 and w_t = 1 / z_t - c.
+// What forgetting adds to N_t is a multiple of Lambda alone, so that with P = (gamma_1 H + c Lambda)^-1, formed once,
 //
 //   N_t^-1 = P - sum_{i<=t} f_i f_i^T,   F = L^-1 K P,   L L^T = I + K P K^T       (rows of K: sqrt(beta_i / z_i) k_i)
 //
 // is causal linear attention, and Chebyshev's semi-iteration with it solves (N_t + w_t Lambda) z_t x_t = q_t: H being
 // positive semidefinite, the spectrum of N_t^-1 (N_t + w_t Lambda) lies between 1 and 1 + w_t / c, and the gates alone
-// say how many applications of N_t^-1 are needed.  About D^3 / 16 + 2 D^2 operations a token and 2 D^2 + 64 D for each
+// say how many applications of N_t^-1 are needed.  About D^3 / 16 + 2 D^2 operations a token and 2 D^2 + 48 D for each
 // application, all of them products of blocks; the same in torch: nn.mesa_solvers, block_rls.
 //
 // Included by a translation unit compiled once per instruction set: everything is in an unnamed namespace.
@@ -32,6 +32,8 @@ COMMISSURE_INLINE size_t state_place(int i, int j) {
 
 // The error, in the norm of A, that Chebyshev's iteration may leave: what single precision loses anyway.
 constexpr double kTolerance = 3e-7;
+// Applications of N^-1 up to which it loses no more than a factorization a token does.  Measured at D = 128: 9e-7
+// (5e-7) with 8, 2.6e-6 with 14, where the weights 1 / z reach 14.
 constexpr int kMost = 8;
 
 class Anchor {
@@ -46,10 +48,10 @@ class Anchor {
     static_assert(C % (N * L) == 0 && B % L == 0 && B % M == 0, "groups are whole blocks");
 
     explicit Anchor(int dim)
-        : D(dim), n((dim + C - 1) / C * C), lamb(n), matrix(size_t(n) * n), block(size_t(2 * B) * n), scaled_block(block.size()),
-          keys(size_t(C) * n), queries(keys.size()), weighted(keys.size()), weighted_t(keys.size()), f(keys.size()),
-          scaled_f(keys.size()), b(keys.size()), x(keys.size()), change(keys.size()), r(keys.size()), next(keys.size()),
-          sums(size_t(n) * L) {
+        : D(dim), n((dim + C - 1) / C * C), lamb(n), matrix(size_t(n) * n), block(size_t(2 * B) * n),
+          scaled_block(block.size()), keys(size_t(C) * n), queries(keys.size()), weighted(keys.size()),
+          weighted_t(keys.size()), f(keys.size()), scaled_f(keys.size()), b(keys.size()), x(keys.size()),
+          change(keys.size()), r(keys.size()), next(keys.size()), sums(size_t(n) * L) {
         for (int l = 0; l < C; ++l) tokens[l] = T(l);
         for (int count = 1; count <= kMost; ++count) {
             // Chebyshev's error, 2 rho^count, with rho = (sqrt(kappa) - 1) / (sqrt(kappa) + 1), kappa = z_last^-1/2.
@@ -59,6 +61,7 @@ class Anchor {
         }
     }
 
+    // A head, by its Lambda.
     void enter(const T* penalties) {
         for (int i = 0; i < n; ++i) lamb[i] = i < D ? penalties[i] : T(1);
     }
@@ -80,10 +83,11 @@ class Anchor {
         }
         return true;
     }
+    // Token l's; the next group's lie `away` from them, the solution goes `to`.
     void load(int l, const T* query, const T* key, const T* to, int64_t away) {
         copy(queries + size_t(l) * n, query);
         copy(keys + size_t(l) * n, key);
-        // A head's rows lie apart: the next group's are asked for while this one is worked on.
+        // A head's rows lie apart: they are asked for before their time.
         for (int j = 0; j < D; j += 64 / int(sizeof(T))) {
             __builtin_prefetch(query + away + j, 0, 2);
             __builtin_prefetch(key + away + j, 0, 2);
@@ -153,8 +157,8 @@ class Anchor {
     Buffer<T> sums;
     alignas(64) T gram[C * C], scores[C * C], tokens[C];
 
-    // A token's.  Measured: D = 32, 48, 64, 80, 96, 128 break even with one factorization a token at 3.5, 5.2, 6.8, 9.4,
-    // 10, 15 applications; by this count at 2.3, 4.3, 6.4, 8.5, 10.6, 14.9.
+    // A token's.  D = 32, 40, 48, 64, 80, 96, 128 break even with one factorization a token at 3.5, 1.5, 5.2, 6.8, 9.4,
+    // 10, 15 applications as measured, and at 2.3, 1.8, 4.3, 6.4, 8.5, 10.6, 14.9 by this count; 16 and 24 never do.
     double operations(int applications) const {
         return double(n) * n * n / C + (applications + 1) * double(n) * (2 * n + 3 * C);
     }
@@ -258,7 +262,8 @@ class Anchor {
             // The second rows after the first step, whose part of them is then taken out of it.
             T* second = block + size_t(B) * n;
             for (int j = 0; j < n; j += N * L)
-                for (int i = 0; i < B; i += M) update(second + size_t(i) * n + j, block + p + B + i, scaled_block + j, B);
+                for (int i = 0; i < B; i += M)
+                    update(second + size_t(i) * n + j, block + p + B + i, scaled_block + j, B);
             for (int i = 0; i < B; ++i)
                 for (int j = p + B; j < p + 2 * B; j += L)
                     vec(block + size_t(i) * n + j) = vec(scaled_block + size_t(i) * n + j) = V{};
@@ -341,8 +346,8 @@ class Anchor {
             for (int j = 0; j < i; j += L) flip(matrix + size_t(j) * n + i, n, matrix + size_t(i) * n + j, n);
     }
     // `gram` = -K P K^T, minus the Gram matrix, becomes -L^-1: [I + K P K^T, I] is eliminated, both in one matrix,
-    // where the lower triangle of the second takes the place of that of the first.  Not inlined: it would take registers
-    // from the products around it.
+    // where the lower triangle of the second takes the place of that of the first.  Not inlined: it would take
+    // registers from the products around it.
     __attribute__((noinline)) bool factor_gram() {
         T pivots[C];
         for (int i = 0; i < C; ++i)
@@ -385,7 +390,7 @@ class Anchor {
             w[l] = T(added), twice_center[l] = T(added / c + 2), square[l] = T(0.25 * added * added / (c * c));
             tau[l] = T(2) / twice_center[l], scale[l] = T(1 / z[l]);
         }
-        step_all<true>(b, r, keep, tau, w);
+        apply<true>(b, r, keep, tau, w);
         T *now = r, *after = next;
         for (int step = 1; step < count; ++step) {
             for (int l = 0; l < C; ++l) {
@@ -393,7 +398,7 @@ class Anchor {
                 tau[l] = 1 / (twice_center[l] - square[l] * last);
                 keep[l] = square[l] * tau[l] * last, gain[l] = 2 * tau[l];
             }
-            step_all<false>(now, after, keep, gain, w);
+            apply<false>(now, after, keep, gain, w);
             T* other = now;
             now = after, after = other;
         }
@@ -402,7 +407,7 @@ class Anchor {
     }
     // change = keep change + gain (N^-1 now - x); x += change; after = b - w Lambda x
     template <bool First>
-    void step_all(const T* now, T* after, const T* keep, const T* gain, const T* w) {
+    void apply(const T* now, T* after, const T* keep, const T* gain, const T* w) {
         T *solution = x, *moves = change;
         const T *right = b, *penalty = lamb, *inverse = matrix, *rows = f;
         const int size = n;

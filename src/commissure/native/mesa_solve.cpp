@@ -6,7 +6,8 @@
 // factored at once.  Within a group of tokens, A_t = zeta_t H_c + local_t + diag(lamb) from the group's start state H_c,
 // which is kept in float64, so that rounding does not pile up over long sequences.  Single precision loses about 1e-7
 // times the condition number: where a bound on it (the largest row sum of H over the smallest lamb) is large, one step
-// of iterative refinement with residuals in float64 repairs it.
+// of iterative refinement with residuals in float64 repairs it.  Where it is small and the gates are close to 1, groups
+// in single precision share one inverse instead: mesa_anchor.h.
 //
 // Compiled once per instruction set (COMMISSURE_CLONE names the clone); see CMakeLists.txt.
 #include "mesa_solve.h"
@@ -49,21 +50,22 @@ class Worker {
         for (int l = 0; l < L; ++l) load_lamb(l, in(m.lamb) + h * D);
         norm = kSingle ? start_norm() : 0;
         if constexpr (kSingle) anchor.enter(in(m.lamb) + h * D);
-        for (int64_t t = 0, count; t < m.time; t += count) {
-            count = m.time - t < L ? m.time - t : L;
+        int count;
+        for (int64_t t = 0; t < m.time; t += count) {
+            count = int(m.time - t < L ? m.time - t : L);
             if constexpr (kSingle)
                 if (anchored(b, t, h)) {
                     count = Anchor::C;
                     continue;
                 }
-            gather(b, t, h, int(count));
+            gather(b, t, h, count);
             const bool was_hard = is_hard();
             V good = V{} + T(1);
             was_hard ? solve<true>(good) : solve<false>(good);
             if (was_hard || is_hard()) refine_tokens();
             const V dof = m.dof ? degrees() : V{};
             for (int l = 0; l < count; ++l) finish(token(b, t + l, h), good[l] != 0, dof[l]);
-            scatter(int(count), [&](int l) { return out(m.x) + token(b, t + l, h) * D; });
+            scatter(count, [&](int l) { return out(m.x) + token(b, t + l, h) * D; });
             std::swap(start, end);
         }
         T* last = out(m.h_final) + task * D * D;
@@ -105,7 +107,7 @@ class Worker {
     Buffer<double> start, end;       // H before and after the group
     Buffer<double> wide_keys, exact;  // the same as keys, and as weight with the decay to the group's end
     Buffer<double> wide_x, wide_r;   // [row][lane]: solution and residual
-    Anchor anchor;
+    Anchor anchor;                   // of no dimension, and so never taken, where it does not apply
     alignas(64) T beta[L];
     T gamma[L];
     double decay[L];              // gamma, not rounded
@@ -188,6 +190,27 @@ class Worker {
         }
         fill(y, count, [&](int l) { return in(m.q) + token(b, t + l, h) * D; });
         std::memcpy(right, y, y.size() * sizeof(T));
+    }
+
+    // A group of tokens by `Anchor`; false, with nothing changed, where each needs its own factorization.  So do the
+    // first ones, which tell whether H + Lambda is positive definite: then it stays so.
+    bool anchored(int64_t b, int64_t t, int64_t h) {
+        if (t == 0 || m.time - t < Anchor::C || is_hard()) return false;
+        const int64_t index = token(b, t, h);
+        if (!anchor.open(in(m.g) + index, in(m.beta) + index, m.heads)) return false;
+        for (int l = 0; l < Anchor::C; ++l) {
+            const int64_t place = token(b, t + l, h) * D;
+            anchor.load(l, in(m.q) + place, in(m.k) + place, out(m.x) + place, m.heads * D * Anchor::C);
+        }
+        const double before = norm;
+        norm = anchor.advance(start, end);
+        if (is_hard() || !anchor.solve()) {
+            norm = before;
+            return false;
+        }
+        for (int l = 0; l < Anchor::C; ++l) anchor.store(l, out(m.x) + token(b, t + l, h) * D);
+        std::swap(start, end);
+        return true;
     }
 
     // Store rows i of L systems, columns j .. j+L-1 (v[lane], transposed here); panels left of i's are not kept.
@@ -277,26 +300,6 @@ class Worker {
             largest = sum > largest ? sum : largest;
         }
         return largest;
-    }
-    // A group of tokens by `Anchor`; false, with nothing changed, where each needs its own factorization.  So do the
-    // first ones, which tell whether H + Lambda is positive definite: then it stays so.
-    bool anchored(int64_t b, int64_t t, int64_t h) {
-        if (t == 0 || m.dof || m.time - t < Anchor::C || is_hard()) return false;
-        const int64_t index = token(b, t, h);
-        if (!anchor.open(in(m.g) + index, in(m.beta) + index, m.heads)) return false;
-        for (int l = 0; l < Anchor::C; ++l) {
-            const int64_t place = token(b, t + l, h) * D;
-            anchor.load(l, in(m.q) + place, in(m.k) + place, out(m.x) + place, m.heads * D * Anchor::C);
-        }
-        const double before = norm;
-        norm = anchor.advance(start, end);
-        if (is_hard() || !anchor.solve()) {
-            norm = before;
-            return false;
-        }
-        for (int l = 0; l < Anchor::C; ++l) anchor.store(l, out(m.x) + token(b, t + l, h) * D);
-        std::swap(start, end);
-        return true;
     }
     // The same for one token of `count` heads, whose states are updated in h_final.
     void form_heads(int64_t first, int count, bool is_first) {
