@@ -70,6 +70,20 @@ def repeated_token(time: int, dim: int, dtype: torch.dtype) -> list[Tensor]:
     return [v.to(dtype) for v in (q, k, 0 * ones, ones, lamb, h_kk)]
 
 
+def slow_forgetting(
+    batch: int, time: int, heads: int, dim: int, *, seed: int = 0, forgotten: float = 0.02
+) -> list[Tensor]:
+    """A float32 problem of well-conditioned systems with gates close to 1, where the kernel shares one inverse."""
+    q, k, g, beta, lamb, h_kk = problem(batch, time, heads, dim, seed=seed)
+    g = torch.where(g.isinf(), -forgotten, g * forgotten / 0.3)
+    return [v.float() for v in (q, k, g, beta, 0.5 + lamb, h_kk / 4)]
+
+
+def token_errors(found: Tensor, want: Tensor) -> Tensor:
+    """|found - want| / |want| of each token."""
+    return (found.double() - want).norm(dim=-1) / want.norm(dim=-1)
+
+
 def test_an_older_build_of_the_kernels_counts_as_none() -> None:
     found = subprocess.run([sys.executable, "-c", STALE], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
@@ -125,6 +139,87 @@ def test_large_systems_equal_the_reference(dim: int) -> None:
             assert relative_error(x, want_x) < tolerance
             assert relative_error(h_kk, want_h) < tolerance
             assert relative_error(dof, want_dof) < tolerance
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    time=st.integers(17, 90),
+    heads=st.integers(1, 3),
+    dim=st.sampled_from([16, 31, 32, 33, 47, 48, 57, 64, 72, 96, 101, 128]),
+    forgotten=st.sampled_from([0.0, 1e-4, 0.003, 0.02, 0.06, 0.1, 0.3]),
+    seed=st.integers(0, 2**16),
+)
+@pytest.mark.parametrize("clone", CLONES)
+def test_slow_forgetting_equals_the_reference(
+    clone: str, time: int, heads: int, dim: int, forgotten: float, seed: int
+) -> None:
+    args = slow_forgetting(1, time, heads, dim, seed=seed, forgotten=forgotten)
+    args[2][:, time // 2, 0] = -torch.inf
+    args[3][:, ::3, -1] = 0
+    x, h_kk, _ = mesa._solve(*args, False, clone)
+    want_x, want_h, _ = reference64(args)
+    assert token_errors(x, want_x).max() < 2e-6
+    assert relative_error(h_kk, want_h) < 1e-6
+    assert torch.equal(h_kk, h_kk.mT)
+
+
+@needs_kernel
+@pytest.mark.parametrize("clone", CLONES)
+def test_only_slow_forgetting_shares_an_inverse(clone: str) -> None:
+    # With dof every token is factored, so that the bits of x tell which way it went.
+    def is_shared(args: list[Tensor]) -> Tensor:
+        alone, together = (mesa._solve(*args, with_dof, clone)[0] for with_dof in (True, False))
+        return (alone != together).any(-1).any(-1)[0]
+
+    time = 48
+    for dim in (48, 64, 101):
+        shared = is_shared(slow_forgetting(1, time, 2, dim, forgotten=0.01))
+        assert shared[8:36].all()
+        assert not shared[:4].any()
+        assert not is_shared(slow_forgetting(1, time, 2, dim, forgotten=1.0)).any()
+    for index, change in ((1, 100.0), (4, 1e-3)):  # long keys, a small regularizer: ill-conditioned
+        args = slow_forgetting(1, time, 2, 64, forgotten=0.01)
+        args[index] = args[index] * change
+        assert not is_shared(args).any()
+    assert not is_shared(slow_forgetting(1, time, 2, 16, forgotten=0.01)).any()
+
+
+@needs_kernel
+@pytest.mark.parametrize("clone", CLONES)
+def test_easy_and_hard_stretches_of_one_sequence_follow_one_another(clone: str) -> None:
+    args = slow_forgetting(1, 200, 2, 64, seed=4)
+    g, beta = args[2], args[3]
+    beta[:, 60] = 300.0  # ill-conditioned until it is forgotten
+    g[:, 100:103] = -3.0
+    g[:, 140:150] = -0.5  # well-conditioned, but too many applications
+    x, h_kk, _ = mesa._solve(*args, False, clone)
+    want_x, want_h, _ = reference64(args)
+    assert token_errors(x, want_x).max() < 2e-6
+    assert relative_error(h_kk, want_h) < 1e-6
+
+
+@needs_kernel
+@pytest.mark.parametrize("clone", CLONES)
+def test_a_query_that_is_not_finite_spoils_its_own_token_alone(clone: str) -> None:
+    args = slow_forgetting(1, 48, 2, 64, seed=5)
+    clean = mesa._solve(*args, False, clone)[0]
+    args[0][0, 20, 1, 3], args[0][0, 30, 0, 5] = torch.nan, torch.inf
+    x = mesa._solve(*args, False, clone)[0]
+    spoiled = torch.zeros(1, 48, 2, dtype=torch.bool)
+    spoiled[0, 20, 1] = spoiled[0, 30, 0] = True
+    assert torch.equal(x[~spoiled], clean[~spoiled])
+    assert not x[spoiled].isfinite().any()
+
+
+@needs_kernel
+@pytest.mark.parametrize("clone", CLONES)
+@pytest.mark.parametrize("value", [-100.0, float("nan"), float("inf")], ids=["negative", "nan", "infinite"])
+@pytest.mark.parametrize("at", [20, 47])
+def test_a_bad_system_under_slow_forgetting_is_named(value: float, at: int, clone: str) -> None:
+    args = slow_forgetting(2, 64, 3, 48, seed=6)
+    args[3][1, at, 2] = value
+    with pytest.raises(DegenerateError, match=f"batch 1, time {at}, head 2"):
+        mesa._solve(*args, False, clone)
 
 
 @needs_kernel

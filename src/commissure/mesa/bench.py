@@ -9,6 +9,9 @@ another question and have no error.
                                    one CG step, chunk C                        2 D^2 + 4 C D
                                    gated linear attention, chunk C             4 D^2 + 4 C D
 
+The kernel does fewer where sixteen tokens share an inverse (float32, gates near 1; see `native.mesa`), so that its rate
+by this count, and its share of sgemm's, are those of a factorization a token that took as long.
+
 Gates: *benign*, gamma about .99, keys isotropic; *mixed*, heads with gamma about .9975, .989, .95 and .69, as heads of
 trained models differ (arXiv 2506.05233, section 5), and keys whose i-th direction has variance 1/i.  Lambda = .25, the
 published floor.
@@ -117,7 +120,10 @@ class DecodeRow:
 
 @dataclass(frozen=True)
 class KernelRow:
-    """The kernel's rate by the count of operations above, and its share of the rate of sgemm(256) in the same turns."""
+    """The kernel's rate by the count of operations above, and its share of the rate of sgemm(256) in the same turns.
+
+    An equivalent rate: where gates allow, fewer operations are done than counted, and the share may exceed 1.
+    """
 
     dim: int
     us_a_token: float

@@ -6,14 +6,15 @@
 // factored at once.  Within a group of tokens, A_t = zeta_t H_c + local_t + diag(lamb) from the group's start state H_c,
 // which is kept in float64, so that rounding does not pile up over long sequences.  Single precision loses about 1e-7
 // times the condition number: where a bound on it (the largest row sum of H over the smallest lamb) is large, one step
-// of iterative refinement with residuals in float64 repairs it.
+// of iterative refinement with residuals in float64 repairs it.  Where it is small and the gates are close to 1, groups
+// in single precision share one inverse instead: mesa_anchor.h.
 //
 // Compiled once per instruction set (COMMISSURE_CLONE names the clone); see CMakeLists.txt.
 #include "mesa_solve.h"
 
 #include <cmath>
 
-#include "mesa_lanes.h"
+#include "mesa_anchor.h"
 
 namespace commissure {
 namespace {
@@ -39,7 +40,7 @@ class Worker {
           keys(size_t(L) * wide), rows(size_t(L) * wide), weight(size_t(L) * wide), sums(size_t(L) * wide),
           start(plan.across_heads ? 0 : size_t(wide) * (wide + L) / 2), end(start.size()),
           wide_keys(kSingle ? size_t(L) * wide : 0), exact(wide_keys.size()), wide_x(wide_keys.size()),
-          wide_r(wide_keys.size()) {}
+          wide_r(wide_keys.size()), anchor(kSingle && !m.dof && !plan.across_heads ? D : 0) {}
 
     // All tokens of one head, L at a time.
     void head(int64_t task) {
@@ -50,8 +51,15 @@ class Worker {
             for (int i = 0; i < D && i < j / L * L + L; ++i) entry(start, i, j) = double(initial[size_t(i) * D + j]);
         for (int l = 0; l < L; ++l) load_lamb(l, in(m.lamb) + h * D);
         norm = kSingle ? start_norm() : 0;
-        for (int64_t t = 0; t < m.time; t += L) {
-            const int count = int(m.time - t < L ? m.time - t : L);
+        if constexpr (kSingle) anchor.enter(in(m.lamb) + h * D);
+        int count;
+        for (int64_t t = 0; t < m.time; t += count) {
+            count = int(m.time - t < L ? m.time - t : L);
+            if constexpr (kSingle)
+                if (anchored(b, t, h)) {
+                    count = Anchor::C;
+                    continue;
+                }
             gather(b, t, h, count);
             const bool was_hard = is_hard();
             V good = V{} + T(1);
@@ -104,6 +112,7 @@ class Worker {
     Buffer<double> start, end;       // H before and after the group
     Buffer<double> wide_keys, exact;  // the same as keys, and as weight with the decay to the group's end
     Buffer<double> wide_x, wide_r;   // [row][lane]: solution and residual
+    Anchor anchor;                   // of no dimension, and so never taken, where it does not apply
     alignas(64) T beta[L];
     T gamma[L];
     double decay[L];              // gamma, not rounded
@@ -116,10 +125,7 @@ class Worker {
     static V magnitude(V v) { return v < T(0) ? -v : v; }
     int64_t token(int64_t b, int64_t t, int64_t h) const { return (b * m.time + t) * m.heads + h; }
     static V& vec(T* p) { return *reinterpret_cast<V*>(p); }
-    // Element of a float64 state, kept like the factor in columns: L of them, row by row down to their diagonal block.
-    double& entry(Buffer<double>& state, int i, int j) const {
-        return state[size_t(j / L) * (j / L + 1) / 2 * L * L + size_t(i) * L + j % L];
-    }
+    static double& entry(Buffer<double>& state, int i, int j) { return state[state_place<T>(i, j)]; }
     V& at(int i, int j) { return vec(factor.at(j / P, i) + j % P * L); }
 
     // Lane l of lamb; padding rows and lanes are ones.
@@ -193,6 +199,27 @@ class Worker {
         }
         fill(y, count, [&](int l) { return in(m.q) + token(b, t + l, h) * D; });
         std::memcpy(right, y, y.size() * sizeof(T));
+    }
+
+    // A group of tokens by `Anchor`; false, with nothing changed, where each needs its own factorization.  So do the
+    // first ones, which tell whether H + Lambda is positive definite: then it stays so.
+    bool anchored(int64_t b, int64_t t, int64_t h) {
+        if (t == 0 || m.time - t < Anchor::C || is_hard()) return false;
+        const int64_t index = token(b, t, h);
+        if (!anchor.open(in(m.g) + index, in(m.beta) + index, m.heads)) return false;
+        for (int l = 0; l < Anchor::C; ++l) {
+            const int64_t place = token(b, t + l, h) * D;
+            anchor.load(l, in(m.q) + place, in(m.k) + place, out(m.x) + place, m.heads * D * Anchor::C);
+        }
+        const double before = norm;
+        norm = anchor.advance(start, end);
+        if (is_hard() || !anchor.solve()) {
+            norm = before;
+            return false;
+        }
+        for (int l = 0; l < Anchor::C; ++l) anchor.store(l, out(m.x) + token(b, t + l, h) * D);
+        std::swap(start, end);
+        return true;
     }
 
     // Store rows i of L systems, columns j .. j+L-1 (v[lane], transposed here); panels left of i's are not kept.
