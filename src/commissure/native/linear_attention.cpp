@@ -34,15 +34,15 @@ class Heads : Chunk<T> {
     using Base = Chunk<T>;
     using typename Base::V;
     using Base::L, Base::C, Base::kOne, Base::m, Base::D, Base::E, Base::Dp, Base::Ep, Base::chunks, Base::segment;
-    using Base::segments, Base::size, Base::gamma, Base::state, Base::k, Base::v, Base::written, Base::y, Base::k_t;
+    using Base::segments, Base::size, Base::gamma, Base::state, Base::k, Base::v, Base::k_room, Base::v_room, Base::written, Base::y, Base::k_t;
     using Base::within, Base::beta, Base::start, Base::end, Base::total, Base::token, Base::live;
     using Base::in, Base::out, Base::vec, Base::gather, Base::decay, Base::rows, Base::copy, Base::prefetch;
     using Base::advance, Base::turn, Base::turn_back, Base::multiply, Base::load_state, Base::store_state, Base::end_of;
 
    public:
     Heads(const AttentionView& view, bool backward)
-        : Base(view), q(k.size()), e(backward ? v.size() : 0), q_t(backward ? k.size() : 0),
-          v_t(e.size()), e_t(e.size()), x_t(q_t.size()), x(q_t.size()), scores(within.size()),
+        : Base(view), q_room(k_room.size()), e_room(backward ? v_room.size() : 0), q_t(backward ? k_room.size() : 0),
+          v_t(e_room.size()), e_t(e_room.size()), x_t(q_t.size()), x(q_t.size()), scores(within.size()),
           d_scores(scores.size()), turned(scores.size()), states(backward ? size * size_t(segment) : 0) {
         for (int i = 0; i < m.group; ++i)
             memory[i] = {Buffer<double>(size_t(m.time)), Buffer<T>(size), Buffer<T>(backward ? size : 0),
@@ -94,7 +94,8 @@ class Heads : Chunk<T> {
    private:
     Memory<T> memory[kGroup];
     T *d_state = nullptr, *kept = nullptr;  // of the head in work
-    Buffer<T> q, e;                         // [token][element]; e = d_o
+    Rows<T> q, e;                           // e = d_o
+    Buffer<T> q_room, e_room;               // [token][element]
     Buffer<T> q_t, v_t, e_t, x_t, x;        // [element][token]; x: a result on its way out
     Buffer<T> scores, d_scores, turned;     // [token][token]
     Buffer<T> states;                       // before each chunk of a segment
@@ -112,14 +113,14 @@ class Heads : Chunk<T> {
     void attend(int64_t t) {
         gather(t);
         decay(t);
-        rows(q, Dp, in(m.q), D);
+        q = rows(in(m.q), D, Dp, q_room);
         prefetch(1, m.q, D), prefetch(1, m.k, D), prefetch(1, m.v, E);
         turn(k, Dp, k_t);
-        multiply(scores, C, C, C, nullptr, 0, {q, size_t(Dp), 1, k_t, C, D});
+        multiply(scores, C, C, C, nullptr, 0, {q.at, q.stride, 1, k_t, C, D});
         for (int r = 0; r < C; ++r)
             for (int j = 0; j < C; j += L) vec(scores + r * C + j) *= vec(within + r * C + j) * vec(beta + j);
-        multiply(y, Ep, C, Ep, nullptr, 0, {q, size_t(Dp), 1, state, size_t(Ep), D});
-        multiply(y, Ep, C, Ep, start, 1, {scores, C, 1, v, size_t(Ep), C, Shape::lower});
+        multiply(y, Ep, C, Ep, nullptr, 0, {q.at, q.stride, 1, state, size_t(Ep), D});
+        multiply(y, Ep, C, Ep, start, 1, {scores, C, 1, v.at, v.stride, C, Shape::lower});
         advance();
         for (int l = 0; l < live; ++l) copy(out(m.o) + token[l] * E, y + size_t(l) * Ep, E);
     }
@@ -139,8 +140,8 @@ class Heads : Chunk<T> {
     void retreat(int64_t t, const T* before) {
         gather(t);
         decay(t);
-        rows(q, Dp, in(m.q), D);
-        rows(e, Ep, in(m.d_o), E);
+        q = rows(in(m.q), D, Dp, q_room);
+        e = rows(in(m.d_o), E, Ep, e_room);
         if (t >= segment * C) {
             prefetch(-segment, m.q, D), prefetch(-segment, m.k, D);
             prefetch(-segment, m.v, E), prefetch(-segment, m.d_o, E);
@@ -154,13 +155,13 @@ class Heads : Chunk<T> {
         value_gradients();
         gate_gradients(arriving, leaving, crossing, through);
         for (int l = 0; l < C; ++l)
-            for (int j = 0; j < Ep; j += L) vec(written + size_t(l) * Ep + j) = vec(e + size_t(l) * Ep + j) * start[l];
-        multiply(d_state, Ep, Dp, Ep, &total, 0, {q, 1, size_t(Dp), written, size_t(Ep), C});
+            this->weighted(e[l], Ep, start[l], written + size_t(l) * Ep);
+        multiply(d_state, Ep, Dp, Ep, &total, 0, {q.at, 1, q.stride, written, size_t(Ep), C});
     }
     // Scores and their gradients, both with decays; what crosses each gate from token to token.
     void score(T* crossing) {
-        multiply(scores, C, C, C, nullptr, 0, {q, size_t(Dp), 1, k_t, C, D});
-        multiply(d_scores, C, C, C, nullptr, 0, {e, size_t(Ep), 1, v_t, C, E});
+        multiply(scores, C, C, C, nullptr, 0, {q.at, q.stride, 1, k_t, C, D});
+        multiply(d_scores, C, C, C, nullptr, 0, {e.at, e.stride, 1, v_t, C, E});
         alignas(64) T later[C] = {};
         for (int s = C - 1; s >= 0; --s) {
             T *own = scores + s * C, *grad = d_scores + s * C;
@@ -199,10 +200,10 @@ class Heads : Chunk<T> {
         multiply(x_t, C, Dp, C, nullptr, 0, {before, size_t(Ep), 1, e_t, C, E});
         weigh(start, q_t, arriving);
         if (!m.d_q) return;
-        turn(d_scores, C, turned);
+        turn({d_scores, C}, C, turned);
         for (int i = 0; i < C; ++i)
             for (int j = 0; j < C; j += L) vec(turned + i * C + j) *= beta[i];
-        multiply(x_t, C, Dp, C, &kOne, 0, {k, 1, size_t(Dp), turned, C, C});
+        multiply(x_t, C, Dp, C, &kOne, 0, {k.at, 1, k.stride, turned, C, C});
         emit(out(m.d_q));
     }
     void key_gradients(T* leaving) {
@@ -210,7 +211,7 @@ class Heads : Chunk<T> {
         multiply(x_t, C, Dp, C, nullptr, 0, {d_state, size_t(Ep), 1, v_t, C, E});
         weigh(end, k_t, leaving);
         for (int l = 0; l < C; ++l) leaving[l] *= beta[l];
-        multiply(x_t, C, Dp, C, &kOne, 0, {q, 1, size_t(Dp), d_scores, C, C});
+        multiply(x_t, C, Dp, C, &kOne, 0, {q.at, 1, q.stride, d_scores, C, C});
         weigh(nullptr, k_t, total);
         for (int l = 0; l < live; ++l) out(m.d_beta)[token[l]] = total[l];
         for (int i = 0; i < Dp; ++i)
@@ -222,8 +223,8 @@ class Heads : Chunk<T> {
         for (int l = 0; l < live; ++l) copy(to + token[l] * D, x + size_t(l) * Dp, D);
     }
     void value_gradients() {
-        multiply(y, Ep, C, Ep, nullptr, 0, {k, size_t(Dp), 1, d_state, size_t(Ep), D});
-        multiply(y, Ep, C, Ep, end, 1, {scores, 1, C, e, size_t(Ep), C, Shape::upper});
+        multiply(y, Ep, C, Ep, nullptr, 0, {k.at, k.stride, 1, d_state, size_t(Ep), D});
+        multiply(y, Ep, C, Ep, end, 1, {scores, 1, C, e.at, e.stride, C, Shape::upper});
         for (int l = 0; l < live; ++l) {
             T* row = y + size_t(l) * Ep;
             for (int j = 0; j < Ep; j += L) vec(row + j) *= beta[l];

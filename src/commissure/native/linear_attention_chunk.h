@@ -34,6 +34,14 @@ struct Product {
     Shape shape = Shape::full;
 };
 
+// Rows of elements of a chunk's tokens.
+template <class T>
+struct Rows {
+    const T* at;
+    size_t stride;
+    const T* operator[](int l) const { return at + stride * size_t(l); }
+};
+
 template <class T>
 class Chunk {
    protected:
@@ -41,12 +49,13 @@ class Chunk {
     static_assert(C % (N * L) == 0 && C % M == 0, "chunks are whole blocks");
     using V = LaneVec<T>;
     using W = Wide<T>;
+    typedef T Loose __attribute__((vector_size(sizeof(V)), aligned(sizeof(T)), may_alias));  // anywhere in memory
 
     explicit Chunk(const AttentionView& view)
         : m(view), D(int(m.dim)), E(int(m.value_dim)), Dp(padded_to_chunk(D)), Ep(padded_to_chunk(E)),
           chunks((m.time + C - 1) / C), segment(Dp / C > kSegment ? Dp / C : kSegment),
-          segments((chunks + segment - 1) / segment), size(size_t(Dp) * Ep), k(size_t(C) * Dp), v(size_t(C) * Ep),
-          written(v.size()), y(v.size()), k_t(k.size()), within(size_t(C) * C) {}
+          segments((chunks + segment - 1) / segment), size(size_t(Dp) * Ep), k_room(size_t(C) * Dp),
+          v_room(size_t(C) * Ep), written(v_room.size()), y(v_room.size()), k_t(k_room.size()), within(size_t(C) * C) {}
 
     const AttentionView& m;
     int D, E, Dp, Ep;
@@ -55,7 +64,8 @@ class Chunk {
     int64_t head = 0, b = 0, h = 0;                  // the one in work: index into [B,H], batch, head
     double* gamma = nullptr;                         // its gates, of all tokens
     T* state = nullptr;                              // before the chunk in work
-    Buffer<T> k, v, written, y;                      // [token][element]; written = beta v decayed to the end
+    Rows<T> k, v;
+    Buffer<T> k_room, v_room, written, y;            // [token][element]; written = beta v decayed to the end
     Buffer<T> k_t;                                   // [element][token]
     Buffer<T> within;                                // [token][token], within[t][i] = gamma_{i+1} ... gamma_t
     alignas(64) T beta[C], start[C], end[C], total;  // decay from the chunk's start to each token, from each to its end
@@ -67,6 +77,7 @@ class Chunk {
     static T* out(void* p) { return static_cast<T*>(p); }
     static V& vec(T* p) { return *reinterpret_cast<V*>(p); }
     static const V& vec(const T* p) { return *reinterpret_cast<const V*>(p); }
+    static V loose(const T* p) { return *reinterpret_cast<const Loose*>(p); }
 
     void find(int64_t index) { head = index, b = index / m.heads, h = index % m.heads; }
     void open_gates() {
@@ -87,8 +98,8 @@ class Chunk {
             token[l] = (b * m.time + t + l) * m.heads + h;
             beta[l] = l < live ? (m.beta ? in(m.beta)[token[l]] : T(1)) : T(0);
         }
-        rows(k, Dp, in(m.k), D);
-        rows(v, Ep, in(m.v), E);
+        k = rows(in(m.k), D, Dp, k_room);
+        v = rows(in(m.v), E, Ep, v_room);
         double product = 1;
         for (int l = C - 1; l >= 0; --l) {
             end[l] = T(product);
@@ -111,9 +122,12 @@ class Chunk {
             line[l] = within[l * C + l] = 1;
         }
     }
-    void rows(T* to, int width, const T* from, int n) {
-        for (int l = 0; l < live; ++l) copy(to + size_t(l) * width, from + token[l] * n, n);
-        if (live < C) std::memset(to + size_t(live) * width, 0, size_t(C - live) * width * sizeof(T));
+    // Where they are, or, where something is missing to whole chunks, a copy padded with zeros.
+    Rows<T> rows(const T* from, int n, int width, T* room) const {
+        if (live == C && n == width) return {from + token[0] * n, size_t(m.heads * n)};
+        for (int l = 0; l < live; ++l) copy(room + size_t(l) * width, from + token[l] * n, n);
+        if (live < C) std::memset(room + size_t(live) * width, 0, size_t(C - live) * width * sizeof(T));
+        return {room, size_t(width)};
     }
     COMMISSURE_INLINE static void copy(T* to, const T* from, int n) {
         int i = 0;
@@ -132,16 +146,19 @@ class Chunk {
     void advance() {
         for (int l = 0; l < C; ++l) {
             const T weight = beta[l] * end[l];
-            for (int j = 0; j < Ep; j += L) vec(written + size_t(l) * Ep + j) = vec(v + size_t(l) * Ep + j) * weight;
+            weighted(v[l], Ep, weight, written + size_t(l) * Ep);
         }
-        multiply(state, Ep, Dp, Ep, &total, 0, {k, 1, size_t(Dp), written, size_t(Ep), C});
+        multiply(state, Ep, Dp, Ep, &total, 0, {k.at, 1, k.stride, written, size_t(Ep), C});
+    }
+    static void weighted(const T* from, int n, T weight, T* to) {
+        for (int j = 0; j < n; j += L) vec(to + j) = loose(from + j) * weight;
     }
     // [token][element] to [element][token]
-    void turn(const T* from, int width, T* to) {
+    static void turn(Rows<T> from, int width, T* to) {
         for (int l = 0; l < C; l += L)
             for (int j = 0; j < width; j += L) {
                 V block[L];
-                for (int r = 0; r < L; ++r) block[r] = vec(from + size_t(l + r) * width + j);
+                for (int r = 0; r < L; ++r) block[r] = loose(from[l + r] + j);
                 transpose<T>(block);
                 for (int r = 0; r < L; ++r) vec(to + size_t(j + r) * C + l) = block[r];
             }
@@ -156,24 +173,28 @@ class Chunk {
             }
     }
 
-    // result[m][j] = scale[each * m] result[m][j] + product, result not read where scale is null; where it is symmetric,
+    COMMISSURE_INLINE static void accumulate(V (&c)[M][N], int i, int j, const Product<T>& p) {
+        const int from = p.shape == Shape::upper ? i : 0;
+        const int to = p.shape == Shape::lower && i + M < p.count ? i + M : p.count;
+        const T *a = p.a + p.row * i + p.step * from, *b = p.b + p.stride * from + j;
+        for (int n = from; n < to; ++n, a += p.step, b += p.stride) {
+            V right[N];
+            for (int s = 0; s < N; ++s) right[s] = loose(b + s * L);
+            for (int r = 0; r < M; ++r) {
+                const V left = a[p.row * r] - V{};
+                for (int s = 0; s < N; ++s) c[r][s] += left * right[s];
+            }
+        }
+    }
+    // result[m][j] = scale[each * m] result[m][j] + products, result not read where scale is null; where it is symmetric,
     // its upper triangle, in whole blocks.
     COMMISSURE_INLINE static void multiply(T* result, int width, int n_rows, int columns, const T* scale, int each, Product<T> p,
-                         bool is_symmetric = false) {
+                                           Product<T> more = {}, bool is_symmetric = false) {
         for (int j = 0; j < columns; j += N * L)
             for (int i = 0; i < n_rows && (!is_symmetric || i < j + N * L); i += M) {
-                const int from = p.shape == Shape::upper ? i : 0;
-                const int to = p.shape == Shape::lower && i + M < p.count ? i + M : p.count;
                 V c[M][N] = {};
-                const T *a = p.a + p.row * i + p.step * from, *b = p.b + p.stride * from + j;
-                for (int n = from; n < to; ++n, a += p.step, b += p.stride) {
-                    V right[N];
-                    for (int s = 0; s < N; ++s) right[s] = vec(b + s * L);
-                    for (int r = 0; r < M; ++r) {
-                        const V left = a[p.row * r] - V{};
-                        for (int s = 0; s < N; ++s) c[r][s] += left * right[s];
-                    }
-                }
+                accumulate(c, i, j, p);
+                if (more.count) accumulate(c, i, j, more);
                 T* to_row = result + size_t(i) * width + j;
                 for (int r = 0; r < M; ++r) {
                     const T kept = scale ? scale[(i + r) * each] : T(0);
