@@ -64,7 +64,7 @@ def linear_attention(
     >>> o.flatten().tolist(), state.item()
     ([1.0, 1.5], 1.5)
     """
-    check(q, k=k, v=v, g=g, beta=beta, initial_state=initial_state)
+    _check(q, k=k, v=v, g=g, beta=beta, initial_state=initial_state)
     o, final_state = torch.ops.commissure.linear_attention(q, k, v, g, beta, initial_state)
     return o, final_state
 
@@ -97,13 +97,13 @@ def linear_attention_backward(
     >>> [grad.item() for grad in grads]
     [5.0, 2.0, 1.0, 3.0, 2.0, 1.0]
     """
-    check(q, k=k, v=v, g=g, beta=beta, initial_state=initial_state, d_o=d_o, d_final=d_final)
+    _check(q, k=k, v=v, g=g, beta=beta, initial_state=initial_state, d_o=d_o, d_final=d_final)
     d_q, *others = torch.ops.commissure.linear_attention_backward(q, k, v, g, beta, initial_state, d_o, d_final, query)
     d_k, d_v, d_g, d_beta, d_initial = others
     return d_q if query else None, d_k, d_v, d_g, d_beta, d_initial
 
 
-def check(q: Tensor, v: Tensor, **others: Tensor | None) -> None:
+def _check(q: Tensor, v: Tensor, **others: Tensor | None) -> None:
     """Raise InputError naming the first argument that does not fit q and v."""
     if q.ndim != 4 or q.shape[3] < 1 or q.dtype not in _FLOATS or q.device.type not in ("cpu", "meta"):
         found = (tuple(q.shape), str(q.dtype), q.device.type)

@@ -1,7 +1,7 @@
 """Gradients of the Mesa layer on a CPU, both its linear attentions at once, a head after the other in short chunks.
 
-With x_t = (H_t + Lambda)^-1 q_t, e_t the gradient of o_t = G_t x_t and y_t = (H_t + Lambda)^-1 G_t^T e_t (which is that of
-q_t), the others are those of
+With x_t = (H_t + Lambda)^-1 q_t, e_t the gradient of o_t = G_t x_t, and that of q_t, y_t = (H_t + Lambda)^-1 G_t^T e_t,
+the others are those of
 
     sum_t e_t^T G_t x_t - sum_t y_t^T (H_t + Lambda) x_t + <d_h_kv, G_T^T> + <d_h_kk, H_T>     at x and y held fixed
 
@@ -12,8 +12,8 @@ q_t), the others are those of
     Lambda           lamb
     H_t, G_t^T       h_kk, h_kv  states, key-major; h_kk symmetric
 
-Two of the four products with states that two backwards of `linear_attention` take are one here, the Gram and its gradient
-are half as large, and the gates' gradients follow from a conservation law instead of from the states (mesa_gradients.h).
+Against two backwards of `linear_attention`, one product with a state replaces two, half of the Gram and of its gradient
+is enough, and the gates' gradients follow from a conservation law instead of from the states (mesa_gradients.h).
 Source: von Oswald et al., arXiv 2506.05233, appendix D.
 """
 
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from commissure.core.errors import InputError
 from commissure.native import kernels
-from commissure.native.linear_attention import addresses, check, contiguous, sizes
+from commissure.native.linear_attention import addresses, contiguous, sizes
 from commissure.native.linear_attention_reference import linear_attention_backward_reference
 
 __all__ = ["MesaGradients", "mesa_gradients", "mesa_gradients_reference"]
@@ -71,12 +71,21 @@ def mesa_gradients(
     >>> [grad.item() for grad in grads]
     [0.0, 0.5, 0.0, 0.25, -0.25, -0.25, 0.5]
     """
-    check(x, k=k, v=v, g=g, beta=beta, initial_state=h_kv, d_o=d_o, d_final=d_h_kv)
-    batch, _, heads, dim = x.shape
-    gram = (batch, heads, dim, dim)
-    for name, value, shape in (("y", y, x.shape), ("lamb", lamb, (heads, dim)), ("h_kk", h_kk, gram), ("d_h_kk", d_h_kk, gram)):
-        if value.shape != shape or value.dtype != x.dtype or value.device != x.device:
-            raise InputError(name, (tuple(value.shape), str(value.dtype)), f"shape {tuple(shape)} and x's dtype, {x.dtype}")
+    is_float = x.dtype in (torch.float32, torch.float64)
+    if x.ndim != 4 or x.shape[3] < 1 or not is_float or x.device.type not in ("cpu", "meta"):
+        found = (tuple(x.shape), str(x.dtype), x.device.type)
+        raise InputError("x", found, "a float32 or float64 CPU tensor [batch, time, heads, dim], dim >= 1")
+    batch, time, heads, dim = x.shape
+    if v.ndim != 4 or v.shape[:3] != x.shape[:3] or v.shape[3] < 1:
+        raise InputError("v", tuple(v.shape), f"shape ({batch}, {time}, {heads}, value_dim >= 1), to fit x")
+    gates, gram, memory = (batch, time, heads), (batch, heads, dim, dim), (batch, heads, dim, v.shape[3])
+    _check(x, (gates, torch.float64), g=g)
+    _check(x, (x.shape, x.dtype), y=y, k=k)
+    _check(x, (gates, x.dtype), beta=beta)
+    _check(x, ((heads, dim), x.dtype), lamb=lamb)
+    _check(x, (gram, x.dtype), h_kk=h_kk, d_h_kk=d_h_kk)
+    _check(x, (memory, x.dtype), h_kv=h_kv, d_h_kv=d_h_kv)
+    _check(x, (v.shape, x.dtype), v=v, d_o=d_o)
     operands = (x, y, k, v, g, beta, lamb, h_kk, h_kv, d_o, d_h_kk, d_h_kv)
     return MesaGradients(*torch.ops.commissure.mesa_gradients(*operands))
 
@@ -112,10 +121,19 @@ def mesa_gradients_reference(
     )
 
 
+def _check(x: Tensor, wanted: tuple[tuple[int, ...], torch.dtype], **tensors: Tensor) -> None:
+    """Raise InputError naming the first that has another shape, dtype (x's will always do) or device."""
+    shape, dtype = wanted
+    for name, value in tensors.items():
+        if value.shape != shape or value.dtype not in (x.dtype, dtype) or value.device != x.device:
+            found = (tuple(value.shape), str(value.dtype), value.device.type)
+            raise InputError(name, found, f"shape {tuple(shape)}, x's dtype and device, {x.dtype}, {x.device}")
+
+
 _library = torch.library.Library("commissure", "FRAGMENT")
 _library.define(
-    "mesa_gradients(Tensor x, Tensor y, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor lamb, Tensor h_kk, Tensor h_kv, "
-    "Tensor d_o, Tensor d_h_kk, Tensor d_h_kv) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "mesa_gradients(Tensor x, Tensor y, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor lamb, Tensor h_kk, "
+    "Tensor h_kv, Tensor d_o, Tensor d_h_kk, Tensor d_h_kv) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
