@@ -4,16 +4,11 @@
 //   R_t = q_t e_t^T + gamma_{t+1} R_{t+1}       (e_t the gradient of o_t, R_t that of S_t)
 //   dq_t = S_t e_t,   dk_t = beta_t R_t v_t,   dv_t = beta_t R_t^T k_t,   dbeta_t = k_t^T R_t v_t
 //
-// in chunks so short that their own triangle is a small part of the work: 4 D E + 4 C max(D, E) operations a token.  The
-// state stays in the first-level cache.  Decays inside a chunk are products of its gates, in float64: nothing is divided,
-// so that gates of zero and products that underflow are exact.
+// in chunks: 4 D E + 4 C max(D, E) operations a token.
 //
 // The backward goes over a head twice: forward in time for the state before every segment of chunks, then back, with the
 // states of a segment's chunks made again.  The gradient of log gamma_s sums what crosses s, of four kinds that are each
 // exact where a gate is zero: from the chunk's start, to its end, inside it, and through it.
-//
-// Products are of two shapes: vectors over the values' elements, or, where a state is contracted over those, vectors over
-// the chunk's tokens, so that no state is ever transposed.
 //
 // Compiled once per instruction set (COMMISSURE_CLONE names the clone); see CMakeLists.txt.
 #include "linear_attention_chunk.h"

@@ -1,17 +1,16 @@
-// The gradients of the Mesa layer but its query's, one head after another, from x = (H + Lambda)^-1 q and y = (H + Lambda)^-1 u,
-// u_t = G_t^T e_t (e_t the gradient of o_t = G_t x_t):
+// The gradients of the Mesa layer but its query's, one head after another, from x_t = (H_t + Lambda)^-1 q_t and
+// y_t = (H_t + Lambda)^-1 G_t^T e_t (e_t the gradient of o_t = G_t x_t):
 //
 //   R_t = x_t e_t^T + gamma_{t+1} R_{t+1}                      (gradient of G_t^T, the state here)
 //   W_t = -x_t y_t^T - y_t x_t^T + gamma_{t+1} W_{t+1}          (twice that of H_t: symmetric, its upper triangle is kept)
 //   dk_t = beta_t (R_t v_t + W_t k_t),   dv_t = beta_t R_t^T k_t,   dbeta_t = (k_t^T W_t k_t) / 2 + k_t^T R_t v_t
 //
-// The gradient of log gamma at a segment's start is the product of its state and the state's gradient.  From there it goes
-// on from token to token: G, H and Lambda times one number give the same output, so that scaling the gates of what a token
-// s and those after it see is scaling Lambda there and every beta before:
+// The gradient of log gamma where a segment begins is the product of the state there and of its gradient.  Inside, the
+// layer's homogeneity gives the rest (G, H and Lambda times one number leave o as it is):
 //
 //   dg_s - dg_{s+1} = y_s^T Lambda x_s - beta_s dbeta_s
 //
-// which is exact where y is; no state inside a segment is needed.  Included by linear_attention.cpp.
+// which is as exact as y; no state inside a segment is made again.  Included by linear_attention.cpp.
 #pragma once
 
 #include "linear_attention_chunk.h"
@@ -19,10 +18,11 @@
 namespace commissure {
 namespace {
 
-// Between two states that are kept, in segments of `Heads`: rounding adds up from one to the next in the gates' gradients.
+// From one state that is kept to the next, in segments of `Heads`: rounding adds up in the gates' gradients between them
+// (at 4, twice that of all states kept), and memory that is fresh in every call costs more than what it holds.
 constexpr int kAnchor = 4;
 
-// What is kept of one head while others of the group are worked on; the Gram's states are G's beside H.
+// What is kept of one head while others of the group are worked on: of G^T (state) and of H (gram).
 template <class T>
 struct MesaMemory {
     Buffer<double> gamma, d_lamb;
@@ -35,8 +35,8 @@ class MesaHeads : Chunk<T> {
     using Base = Chunk<T>;
     using typename Base::V;
     using Base::L, Base::C, Base::kOne, Base::m, Base::D, Base::E, Base::Dp, Base::Ep, Base::segment, Base::segments;
-    using Base::size, Base::head, Base::gamma, Base::state, Base::k, Base::v, Base::k_room, Base::v_room, Base::written, Base::k_t, Base::within;
-    using Base::h, Base::beta, Base::start, Base::end, Base::total, Base::token, Base::live;
+    using Base::size, Base::head, Base::gamma, Base::state, Base::k, Base::v, Base::k_room, Base::v_room, Base::written;
+    using Base::k_t, Base::within, Base::h, Base::beta, Base::start, Base::end, Base::total, Base::token, Base::live;
     using Base::in, Base::out, Base::vec, Base::gather, Base::decay, Base::rows, Base::copy, Base::prefetch;
     using Base::weighted, Base::loose, Base::turn, Base::turn_back, Base::multiply, Base::end_of;
 
@@ -44,8 +44,7 @@ class MesaHeads : Chunk<T> {
     explicit MesaHeads(const AttentionView& view)
         : Base(view), gram_size(size_t(Dp) * Dp), x_room(k_room.size()), y_room(k_room.size()), e_room(v_room.size()),
           x_decayed(k_room.size()), y_decayed(k_room.size()), v_t(v_room.size()), d_k(k_room.size()), row(k_room.size()),
-          lamb(size_t(Dp)), scores(within.size()), minus(within.size()), slopes(within.size()),
-          change() {
+          lamb(size_t(Dp)), scores(within.size()), minus(within.size()), slopes(within.size()) {
         segment *= kAnchor, segments = (this->chunks + segment - 1) / segment;
         change = Buffer<double>(size_t(segment) * C);
         for (int i = 0; i < m.group; ++i)
@@ -137,7 +136,10 @@ class MesaHeads : Chunk<T> {
         gather(t);
         decay(t);
         x = rows(in(m.q), D, Dp, x_room), y = rows(in(m.y), D, Dp, y_room), e = rows(in(m.d_o), E, Ep, e_room);
-        prefetch(-1, m.q, D), prefetch(-1, m.y, D), prefetch(-1, m.k, D), prefetch(-1, m.v, E), prefetch(-1, m.d_o, E);
+        if (t > 0) {
+            prefetch(-1, m.q, D), prefetch(-1, m.y, D), prefetch(-1, m.k, D);
+            prefetch(-1, m.v, E), prefetch(-1, m.d_o, E);
+        }
         turn(k, Dp, k_t), turn(v, Ep, v_t);
         penalty_gradients(changes);
         score();
