@@ -2,11 +2,15 @@
 
 Exit codes: 0 ran; 1 a MISS under `reproduce --strict`; 2 bad input; 3 failure or an ERROR row; 130 Ctrl-C, with what is
 finished kept.  Results go to stdout, progress and errors to stderr.  A command's module is imported when it is called.
+Under torchrun one process a machine says what is wrong with the input.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 
@@ -25,6 +29,10 @@ COMMANDS = {
     "reproduce": ("commissure.experiments.cli:reproduce", "Measure the claims; print the table, write the report."),
 }
 
+# How long the other processes of torchrun leave the word to the first.  They have the same arguments, hence the same
+# error, and torchrun ends them as soon as the first has ended; who is still here then has an error of its own.
+WAIT_S = 10.0
+
 app = App(
     name="commissure",
     help="Published NeuroAI systems as one fast, exact, tested PyTorch library.",
@@ -39,13 +47,15 @@ for _name, (_path, _help) in COMMANDS.items():
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default `sys.argv`) and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         _check_command(arguments)
-        code = app(arguments, exit_on_error=False, print_error=True)
-    except CycloptsError:
-        return 2
-    except InputError as error:
-        print(f"commissure: {error}", file=sys.stderr)  # noqa: T201
+        code = app(arguments, exit_on_error=False, print_error=is_first)
+    except (CycloptsError, InputError) as error:
+        if not is_first:
+            _wait_for_the_first()
+        if not is_first or isinstance(error, InputError):  # the others of the first are printed by cyclopts
+            print(f"commissure: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("commissure: interrupted; what was finished is kept", file=sys.stderr)  # noqa: T201
@@ -57,6 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return 3
     return code if isinstance(code, int) else 0
+
+
+def _wait_for_the_first() -> None:
+    """Until torchrun ends this process, with the exit code of bad input, or until the first had time enough."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
+    try:
+        time.sleep(WAIT_S)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_command(arguments: Sequence[str]) -> None:

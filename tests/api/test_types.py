@@ -29,9 +29,9 @@ def _main() -> None:
     with install_import_hook(list(CHECKED), "__main__.check"):
         import commissure.core
         import commissure.decode
-        import commissure.mesa
         import commissure.native.possm
         import commissure.nn  # noqa: F401
+        from commissure.mesa import inspect, set_test_time_compute, to_fla  # noqa: F401 (names load on first use)
     for part in (_refused, _mixers, _mesa, _tasks, _baselines, _possm_and_streams, _spine):
         part()
 

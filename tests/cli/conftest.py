@@ -61,8 +61,9 @@ def toy(tmp_path: Path) -> Toy:
         script = tmp_path / "toy_cli.py"
         toys = str(Path(__file__).parents[1] / "experiments")
         script.write_text(SCRIPT.format(toys=toys, names=tuple(names)))
+        workers = () if "--workers" in arguments else ("--workers", "1")
         return subprocess.Popen(
-            [sys.executable, str(script), "reproduce", "--budget", "smoke", "--workers", "1", *arguments],
+            [sys.executable, str(script), "reproduce", "--budget", "smoke", *workers, *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment,
             encoding="utf-8",
         )  # fmt: skip

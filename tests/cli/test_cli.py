@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,8 @@ def test_help_takes_at_most_400_ms() -> None:
         "from commissure.cli import main; main(['--help'])",
         "from commissure.cli import main; main(['reproduce', '--help'])",
         "from commissure.cli import main; main(['env', '--help'])",
+        "from commissure.cli import main; main(['mesa', '--help'])",
+        "from commissure.cli import main; main(['mesa', 'fit', '--help'])",
     ],
 )
 def test_nothing_heavy_is_imported(code: str) -> None:
@@ -80,6 +83,22 @@ def test_unknown_command_and_option_exit_2(capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["levitate"]) == 2
     assert cli.main(["env", "--nonsense"]) == 2
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("arguments", [["levitate"], ["env", "--nonsense"]])
+def test_another_process_of_torchrun_waits_for_the_first(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: heard.append(capsys.readouterr().err))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert cli.main(arguments) == 2
+    assert heard == [""], "silent, until the first must be through"
+    assert arguments[-1] in capsys.readouterr().err, "an error of its own is not lost"
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert capsys.readouterr().err == "", "ended by torchrun, after the first had spoken"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,12 @@ def test_stream_keeps_the_clock(session: tuple[Path, Path], capsys: pytest.Captu
         (["simulate", "missing/x", "--duration-s", "2"], "output"),
         (["stream", "{model}", "--replay", "{recording}", "--speed", "-1"], "speed"),
         (["eval", "{recording}", "{recording}"], "safetensors"),
+        (["simulate", "x", "--n-units", "2.5"], "not an integer"),
+        (["simulate", "x", "--seed", "0.5"], "not an integer"),
+        (["fit", "{recording}", "--output", "x", "--steps", "2.5"], "not an integer"),
+        (["fit", "{recording}", "--output", "x", "--seed", "0.5"], "not an integer"),
+        (["eval", "{model}", "{recording}", "--seed", "0.5"], "not an integer"),
+        (["bench", "--repeats", "2.5"], "not an integer"),
     ],
 )
 def test_bad_input_exits_2_and_names_it(

@@ -104,6 +104,7 @@ def test_bad_input_exits_2(toy: Toy) -> None:
     assert "toy.pass" in err
     assert toy.run(["pass"], "--budget", "huge")[0] == 2
     assert toy.run(["pass"], "--workers", "0")[0] == 2
+    assert toy.run(["pass"], "--workers", "2.5")[0] == 2
     assert toy.run(["pass"], "--wrokers", "1")[0] == 2
     (toy.folder / "file").touch()
     assert toy.run(["pass"], "--report-dir", "file")[0] == 2

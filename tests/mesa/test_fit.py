@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from commissure.core.errors import InputError
 from commissure.core.rng import spawn
-from commissure.mesa.fit import Evaluation, FitConfig, _decays, _Source, evaluate, fit
+from commissure.mesa.fit import Evaluation, FitConfig, _Source, evaluate, fit
 from commissure.mesa.model import ModelConfig, TaskModel
 from commissure.mesa.tasks import MQAR, LinearSystem, RegBench, Regression, Task, TaskBatch, task
 from commissure.nn import GRU, Stack
+from commissure.nn.decay import exempted
 from commissure.train import Checkpoint, Processes
 
 EASY = MQAR(n_pairs=2, length=12, vocab=12)
@@ -207,12 +209,13 @@ def test_shares_sum_to_the_whole_batch() -> None:
 
 
 def test_what_decays() -> None:
-    model = TaskModel(MQAR(vocab=32), ["gated_linear", "gru"], config=ModelConfig(mlp="gelu"))
-    kept = {name.rpartition(".")[2] for name, p in model.named_parameters() if not _decays(name, p)}
-    decayed = {name.rpartition(".")[2] for name, p in model.named_parameters() if _decays(name, p)}
+    model = fit(EASY, ["gated_linear", "gru"], model=ModelConfig(dim=8, mlp="gelu"), config=QUICK).model
+    marked = exempted(model)
+    kept = {name.rpartition(".")[2] for name in marked}
+    decayed = {name.rpartition(".")[2] for name, _ in model.named_parameters() if name not in marked}
     assert {"embedding", "bias", "bias_ih_l0"} <= kept
     assert {"head", "weight", "weight_hh_l0"} <= decayed
-    assert all(p.ndim > 1 for name, p in model.named_parameters() if _decays(name, p))
+    assert all(p.ndim > 1 for name, p in model.named_parameters() if name not in marked)
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
@@ -263,13 +266,23 @@ def test_refusals(tmp_path: Path) -> None:
     assert not any(TaskModel.is_saved(tmp_path / name) for name in ("stack", "missing"))
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command in two processes."""
+def torchrun(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """A command in two processes; torchrun's own code is 1 where one of them fails."""
     launcher = ("torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0")
     command = [sys.executable, "-m", *launcher, "-m", "commissure.cli", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == code, done.stderr[-3000:]
     return done
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"), [("--steps", "2.5", "not an integer"), ("--set", "batch_size=1", "at least one row")]
+)
+def test_torchrun_says_once_what_is_wrong(option: str, value: str, said: str, tmp_path: Path) -> None:
+    """Before the processes have joined, and after."""
+    done = torchrun("mesa", "fit", option, value, "--parallel", "ddp", "--out", str(tmp_path / "model"), code=1)
+    assert done.stderr.count(said) == 1
+    assert re.search(r"Root Cause[^$]*exitcode +: 2 ", done.stderr), "as for any other bad input"
 
 
 def test_sharded_blocks_return_nothing_that_loses_its_hooks(tmp_path: Path) -> None:

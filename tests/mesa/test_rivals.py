@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from commissure.mesa.rivals import best_cg, best_cg_solve, literal_cg, token_cg
+from commissure.mesa.rivals import best_cg, best_cg_solve, literal_cg, literal_token_cg, token_cg
 
 
 class Case(NamedTuple):
@@ -53,11 +53,12 @@ def dense(x: Case) -> Tensor:
     return (memories.mT @ torch.linalg.solve(matrices, x.q[..., None]))[..., 0]
 
 
-def textbook(x: Case, steps: int, *, added: float = 0.0) -> Tensor:
-    """Conjugate gradients from zero on every dense system; `added` to both denominators."""
+def textbook(x: Case, steps: int, *, added: float = 0.0, from_diagonal: bool = False) -> Tensor:
+    """Conjugate gradients from zero, or q over the diagonal, on every dense system; `added` to both denominators."""
     matrices, memories = systems(x)
-    residual = direction = x.q[..., None]
-    solution, squared = torch.zeros_like(residual), (residual**2).sum(-2, keepdim=True)
+    solution = from_diagonal * x.q[..., None] / matrices.diagonal(dim1=-2, dim2=-1)[..., None]
+    residual = direction = x.q[..., None] - matrices @ solution
+    squared = (residual**2).sum(-2, keepdim=True)
     for _ in range(steps):
         product = matrices @ direction
         length = squared / ((direction * product).sum(-2, keepdim=True) + added)
@@ -129,13 +130,22 @@ def test_gradients_are_those_of_the_exact_layer(layer: Callable[..., Tensor], li
         assert (a - b).abs().max() <= limit * b.abs().max(), name
 
 
-def test_token_cg_is_the_next_token() -> None:
+@pytest.mark.parametrize(
+    ("decode", "loop", "limit"),
+    [(token_cg, {}, 1e-10), (literal_token_cg, {"added": 1e-5, "from_diagonal": True}, 1e-3)],
+    ids=["best", "literal"],
+)
+def test_decoding_loops_are_the_next_token(
+    decode: Callable[..., tuple[Tensor, Tensor, Tensor]], loop: dict[str, Any], limit: float
+) -> None:
     x = case(9)
     matrices, memories = systems(x)
     before = (matrices[:, 7] - torch.diag_embed(x.lamb), memories[:, 7])
     token = [t[:, 8:] for t in x[:5]]
-    o, h_kk, h_kv = token_cg(*token, x.lamb, *before)
-    torch.testing.assert_close(o, dense(x)[:, 8:], rtol=0, atol=1e-10)
+    o, h_kk, h_kv = decode(*token, x.lamb, *before)
+    torch.testing.assert_close(o, dense(x)[:, 8:], rtol=0, atol=limit)
     torch.testing.assert_close(h_kk + torch.diag_embed(x.lamb), matrices[:, 8], rtol=0, atol=1e-14)
     torch.testing.assert_close(h_kv, memories[:, 8], rtol=0, atol=1e-14)
-    torch.testing.assert_close(token_cg(*token, x.lamb, *before, steps=2)[0], textbook(x, 2)[:, 8:], rtol=0, atol=1e-12)
+    for steps in (0, 2, 5):
+        expected = textbook(x, steps, **loop)[:, 8:]
+        torch.testing.assert_close(decode(*token, x.lamb, *before, steps=steps)[0], expected, rtol=0, atol=1e-12)

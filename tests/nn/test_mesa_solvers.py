@@ -205,6 +205,34 @@ def test_each_head_and_chunk_gets_its_own_method(monkeypatch):
     torch.testing.assert_close(found.x, exact, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("rows", [[3], [0, 1, 2], [1, 5, 9], [9, 5, 1], [4, 4], [0, 2, 3], [2, 0, 3, 1], [5, 6, 2]])
+def test_rows_at_equal_distances_are_a_slice(rows):
+    """And the same rows, in the same order, however they come."""
+    x, index = torch.arange(12), torch.tensor(rows)
+    where = mesa_solvers._slice(index)
+    assert x[where].tolist() == rows
+    assert isinstance(where, slice) == (rows in ([3], [0, 1, 2], [1, 5, 9]))
+
+
+@pytest.mark.parametrize("together", [32 * 6, 3 * 32 * 6, 2**17])
+@pytest.mark.parametrize("similar", [0.0, 0.75, 2.0])
+def test_groups_of_chunks_give_every_chunk_its_own_answer(monkeypatch, together, similar):
+    """Gates that get closer to 1 and farther from it with time, resets, two segments: many counts, out of order."""
+    monkeypatch.setattr(mesa_solvers, "TOGETHER", together)
+    monkeypatch.setattr(mesa_solvers, "SIMILAR", similar)
+    monkeypatch.setattr(linear_attention, "CPU_SEGMENT", 2 * 3 * 32 * 6 * 3)
+    inputs = problem(2, 300, 3, 6, 1, seed=6)
+    time = torch.arange(300.0, dtype=torch.float64)
+    inputs[3][..., 0], inputs[3][..., 1] = -0.05 * torch.exp(-time / 60), -0.002 * torch.exp(time / 60)
+    inputs[3][..., 2] = -0.02
+    inputs[3][0, [64, 100], 2] = -torch.inf  # the first element of a chunk, and one inside
+    found = solve_block_rls(system(inputs), CGOptions())
+    exact = torch.linalg.solve(dense(inputs[1], *inputs[3:7]), inputs[0][..., None])[..., 0]
+    torch.testing.assert_close(found.x, exact, rtol=1e-11, atol=1e-11)
+    assert not found.unconverged.any()
+    assert len(found.steps.unique()) > 4
+
+
 @pytest.mark.parametrize("power", [-30, -20, -17, -14, 14, 20, 30])
 @pytest.mark.parametrize("solver", problems.SOLVERS)
 def test_solutions_and_gradients_scale_with_the_right_hand_side(solver, power):

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from commissure.core.rng import isolated, torch_generator
+from commissure.nn.decay import exempt
 from commissure.train import Checkpoint, Processes, TrainConfig, TrainResult, joined, train
 from commissure.train.parallel import whole
 
@@ -24,13 +25,13 @@ CONFIG = TrainConfig(steps=30, batch_size=6, lr=1e-2, weight_decay=0.1, final_lr
 
 
 class Layers(nn.Module):
-    """A few residual layers, one parameter that does not decay, and dropout where asked for."""
+    """A few residual layers, parameters that do not decay (biases and the scale), and dropout where asked for."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(5, 5), nn.Dropout(dropout), nn.Tanh()) for _ in range(3))
         self.scale = nn.Parameter(torch.ones(5))
-        self.scale._no_weight_decay = True  # type: ignore[attr-defined]
+        exempt(self, [name for name, _ in self.named_parameters() if name == "scale" or name.endswith("bias")])
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -73,7 +74,7 @@ def run(
 
     return train(
         wrapped, draw, loss=loss, config=CONFIG, seed=0, validate=validate, progress=progress,
-        decays=lambda name, parameter: not name.endswith("bias"), checkpoint=checkpoint, processes=processes,
+        checkpoint=checkpoint, processes=processes,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from commissure.core.errors import ConvergenceError, InputError
+from commissure.nn.decay import exempt
 from commissure.train import TrainConfig, TrainResult, train
 from commissure.train.loop import learning_rate_factor
 
@@ -121,17 +122,14 @@ def test_the_cosine_ends_at_the_final_rate() -> None:
     assert factors[-1] == pytest.approx(0.1, abs=1e-3)
 
 
-def test_marked_and_chosen_parameters_do_not_decay() -> None:
-    module = nn.ParameterDict({name: nn.Parameter(torch.ones(2, 2)) for name in ("plain", "marked", "chosen")})
-    module["marked"]._no_weight_decay = True  # type: ignore[union-attr]
+def test_marked_parameters_do_not_decay() -> None:
+    module = nn.ParameterDict({name: nn.Parameter(torch.ones(2, 2)) for name in ("plain", "marked")})
+    exempt(module, ["marked"])
     config = TrainConfig(steps=1, lr=0.1, warmup=0.0, weight_decay=0.5)
     train(
-        module, lambda step: None, loss=lambda batch: 0 * sum(p.sum() for p in module.values()), config=config, seed=0,
-        decays=lambda name, parameter: name != "chosen",
-    )  # fmt: skip
-    assert {name: p.mean().item() for name, p in module.items()} == pytest.approx(
-        {"plain": 0.95, "marked": 1.0, "chosen": 1.0}
+        module, lambda step: None, loss=lambda batch: 0 * sum(p.sum() for p in module.values()), config=config, seed=0
     )
+    assert {name: p.mean().item() for name, p in module.items()} == pytest.approx({"plain": 0.95, "marked": 1.0})
 
 
 def test_the_last_weights_are_kept_where_asked() -> None:

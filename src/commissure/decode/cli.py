@@ -16,12 +16,14 @@ from cyclopts import App, Parameter
 
 from commissure.core.errors import InputError
 from commissure.core.files import check_target
+from commissure.core.options import whole
 
 __all__ = ["app"]
 
 app = App(name="decode", help="Decode behavior from spikes.")
 
 Json = Annotated[bool, Parameter(name="--json", negative="")]
+Whole = Annotated[int, Parameter(converter=whole)]
 BINNED = ("chewie-2013-10-03", "chewie-2013-12-19", "mihi-2014-03-03")
 MAZE = "mc-maze-trial-748"
 
@@ -46,10 +48,10 @@ def simulate(
     /,
     *,
     task: Literal["RT", "CO"] = "RT",
-    n_units: int = 60,
+    n_units: Whole = 60,
     duration_s: float = 240.0,
     timing: float = 0.0,
-    seed: int = 0,
+    seed: Whole = 0,
 ) -> None:
     """Write a simulated reaching session to OUTPUT (.npz).
 
@@ -87,9 +89,9 @@ def fit(
     preset: str = "possm-direct",
     backbone: str = "gru",
     chunk_s: float | None = None,
-    steps: int | None = None,
+    steps: Annotated[int | None, Parameter(converter=whole)] = None,
     test_fraction: float = 0.2,
-    seed: int = 0,
+    seed: Whole = 0,
     as_json: Json = False,
 ) -> None:
     """Fit a POSSM on a recording, write it to OUTPUT (.safetensors), print R2 on trials it has not seen.
@@ -144,7 +146,7 @@ def fit(
 
 @app.command(name="eval")
 def evaluate(
-    model: Path, recording: str, /, *, test_fraction: float | None = None, seed: int = 0, as_json: Json = False
+    model: Path, recording: str, /, *, test_fraction: float | None = None, seed: Whole = 0, as_json: Json = False
 ) -> None:
     """Print the R2 of a fitted POSSM on a recording of a session it knows.
 
@@ -218,7 +220,7 @@ def stream(
 
 
 @app.command
-def bench(*, repeats: int = 200, as_json: Json = False) -> None:
+def bench(*, repeats: Whole = 200, as_json: Json = False) -> None:
     """Time the streaming engines and the training encoder; print ratios with their ranges.
 
     Parameters

@@ -16,6 +16,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from commissure.core.errors import InputError
+from commissure.core.options import whole
 from commissure.experiments.claims import CLAIMS, Budget, Claim
 from commissure.experiments.runner import OnEntry, OnProgress, select
 from commissure.experiments.runner import reproduce as run
@@ -30,7 +31,7 @@ def reproduce(
     budget: Literal["smoke", "quick", "full"] = "quick",
     strict: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
-    workers: int | None = None,
+    workers: Annotated[int | None, Parameter(converter=whole)] = None,
     report_dir: Path = Path("reports"),
     claims: Annotated[tuple[Claim, ...], Parameter(parse=False)] = CLAIMS,
 ) -> int:

@@ -4,22 +4,25 @@
     model = MesaNetForCausalLM(MesaNetConfig.from_preset("140m"))
 
 `mesa_attention` is the operator, `MesaLayer` the mixer around it, `set_test_time_compute` its dial at inference,
-`inspect` looks inside.  The Hugging Face classes load on first use, which registers the Auto classes: they need the
-extra `hf`.
+`inspect` looks inside.  Names load on first use, so that the command line shows its help without torch; the Hugging
+Face classes register the Auto classes when they do, and need the extra `hf`.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from commissure.mesa.config import MesaNetConfig, build_stack
-from commissure.mesa.fla import fla_config, load_fla, to_fla
-from commissure.mesa.show import inspect
-from commissure.mesa.test_time import set_test_time_compute
-from commissure.nn.mesa import MesaLayer, MesaState, mesa_attention
+if TYPE_CHECKING:
+    from commissure.mesa.config import MesaNetConfig, build_stack
+    from commissure.mesa.fla import fla_config, load_fla, to_fla
+    from commissure.mesa.hf import MesaNetForCausalLM, MesaNetModel
+    from commissure.mesa.show import inspect
+    from commissure.mesa.test_time import set_test_time_compute
+    from commissure.nn.mesa import MesaLayer, MesaState, mesa_attention
 
-_HUGGING_FACE = ("MesaNetForCausalLM", "MesaNetModel")
+# Where the names are; "mesa.hf", which imports transformers, last.
+_MODULES = ("nn.mesa", "mesa.config", "mesa.fla", "mesa.show", "mesa.test_time", "mesa.hf")
 
 __all__ = [
     "MesaLayer",
@@ -38,8 +41,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HUGGING_FACE:
-        return getattr(importlib.import_module("commissure.mesa.hf"), name)
+    if name in __all__:
+        modules = (importlib.import_module(f"commissure.{path}") for path in _MODULES)
+        return next(getattr(module, name) for module in modules if name in module.__all__)
     raise AttributeError(f"module 'commissure.mesa' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

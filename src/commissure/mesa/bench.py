@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from commissure.core.rng import torch_generator
-from commissure.mesa.rivals import best_cg, literal_cg, token_cg
+from commissure.mesa.rivals import best_cg, literal_cg, literal_token_cg, token_cg
 from commissure.native.mesa import mesa_solve
 from commissure.nn.linear_attention import gated_linear_attention
 from commissure.nn.mesa import MesaState, Options, attend_mesa, mesa_attention
@@ -101,13 +101,17 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class DecodeRow:
-    """One new token: microseconds of the layer and of the CG-30 loop, states updated and output made by both."""
+    """One new token: microseconds of the layer, the best CG-30 loop and the literal one; all make output and states.
+
+    `gain` is the best loop's time over the layer's.
+    """
 
     batch: int
     heads: int
     dim: int
     mesa_us: float
     cg_us: float
+    literal_us: float
     gain: Range
 
 
@@ -269,7 +273,7 @@ def relative(o: Tensor, exact: Tensor) -> float:
 
 @torch.no_grad()
 def bench_decode(*, batch: int, heads: int, dim: int, repeats: int = 40, seed: int = 0) -> DecodeRow:
-    """One token after 128 others: what a step of the layer runs, without checks, and a loop of 30 CG steps."""
+    """One token after 128 others: what a step of the layer runs, without checks, and loops of 30 CG steps."""
     prefix, token = (draw(s, batch=batch, time=n, dim=dim, heads=heads) for s, n in ((seed, 128), (seed + 1, 1)))
     state = mesa_attention(*prefix).state
     options = Options("cholesky", "cholesky", CGOptions())
@@ -278,7 +282,10 @@ def bench_decode(*, batch: int, heads: int, dim: int, repeats: int = 40, seed: i
         ours, loop = alternate(
             (lambda: attend_mesa(*token, state, options), lambda: token_cg(*token, *state)), repeats=repeats
         )
-    return DecodeRow(batch, heads, dim, 1e6 * float(np.median(ours)), 1e6 * float(np.median(loop)), spread(loop / ours))
+        # Not in turns with the others: what it allocates empties the caches for them.
+        literal = alternate((lambda: literal_token_cg(*token, *state),), repeats=1 + repeats // 4)
+    mesa_us, cg_us, literal_us = (1e6 * float(np.median(spent)) for spent in (ours, loop, literal))
+    return DecodeRow(batch, heads, dim, mesa_us, cg_us, literal_us, spread(loop / ours))
 
 
 @torch.no_grad()

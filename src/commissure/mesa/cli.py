@@ -17,6 +17,7 @@ from cyclopts import App, Parameter
 
 from commissure.core.errors import InputError
 from commissure.core.files import check_target
+from commissure.core.options import whole
 
 __all__ = ["app"]
 
@@ -25,17 +26,7 @@ app = App(name="mesa", help="The mesa layer: train and measure sequence models."
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 Sizes = Annotated[tuple[str, ...], Parameter(name="--size", consume_multiple=True, negative="")]
 Settings = Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative="")]
-
-
-def _whole(_: Any, tokens: Any) -> int:
-    """An integer as typed: cyclopts would round 2.5."""
-    try:
-        return int(tokens[0].value)
-    except ValueError:
-        raise ValueError(f"{tokens[0].value!r} is not an integer") from None
-
-
-Whole = Annotated[int, Parameter(converter=_whole)]
+Whole = Annotated[int, Parameter(converter=whole)]
 
 
 @app.command
@@ -48,7 +39,7 @@ def fit(
     steps: Whole = 600,
     settings: Settings = (),
     seed: Whole = 0,
-    checkpoint_every: Annotated[int | None, Parameter(converter=_whole)] = None,
+    checkpoint_every: Annotated[int | None, Parameter(converter=whole)] = None,
     parallel: Literal["single", "ddp", "fsdp"] = "single",
     device: str = "cpu",
     as_json: Json = False,
@@ -86,21 +77,14 @@ def fit(
     as_json
         Print one JSON object.
     """
-    from commissure.mesa.fit import FitConfig
     from commissure.mesa.fit import fit as train_on
-    from commissure.mesa.model import ModelConfig
     from commissure.train import Checkpoint, joined
 
     check_target(out, "out")
     _check_ending(out, ("", ".safetensors"))
     if parallel == "single" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("parallel", parallel, "'ddp' or 'fsdp' for a command started by torchrun")
-    given = _pairs("set", settings)
-    model = ModelConfig(**{name: value for name, value in given.items() if name in ModelConfig.model_fields})
-    rest = {name: value for name, value in given.items() if name not in ModelConfig.model_fields}
-    for name in rest.keys() - FitConfig.model_fields.keys():
-        raise InputError("set", name, f"one of {', '.join([*ModelConfig.model_fields, *FitConfig.model_fields])}")
-    config = FitConfig(**{"steps": steps, **rest})
+    model, config = _configs(steps, settings)
     chosen, training = open_task(task, size), out.with_name(out.name + ".training")
     checkpoint = None if checkpoint_every is None else Checkpoint(training, _positive(checkpoint_every))
     start = time.process_time()
@@ -120,9 +104,7 @@ def fit(
             raise
         sys.stderr.write("commissure: interrupted; nothing was saved: --checkpoint-every N would keep the training\n")
         return 130
-    found = {"model": str(out), "parameters": sum(p.numel() for p in result.model.parameters())}
-    found |= {"loss": result.losses[-1], "evaluations": [list(pair) for pair in result.evaluations]}
-    _report(found | {"cpu_s": time.process_time() - start} | _measured(result.final), as_json)
+    _report(_summary(out, result, time.process_time() - start), as_json)
     return None
 
 
@@ -256,6 +238,19 @@ def open_task(name: str, sizes: tuple[str, ...], **defaults: Any) -> Any:
     return task(name, **{**defaults, **_pairs("size", sizes)})
 
 
+def _configs(steps: int, settings: tuple[str, ...]) -> tuple[Any, Any]:
+    """The ModelConfig and the FitConfig of NAME=VALUE entries, each field where it belongs."""
+    from commissure.mesa.fit import FitConfig
+    from commissure.mesa.model import ModelConfig
+
+    given = _pairs("set", settings)
+    model = ModelConfig(**{name: value for name, value in given.items() if name in ModelConfig.model_fields})
+    rest = {name: value for name, value in given.items() if name not in ModelConfig.model_fields}
+    for name in rest.keys() - FitConfig.model_fields.keys():
+        raise InputError("set", name, f"one of {', '.join([*ModelConfig.model_fields, *FitConfig.model_fields])}")
+    return model, FitConfig(**{"steps": steps, **rest})
+
+
 def _pairs(option: str, entries: tuple[str, ...]) -> dict[str, Any]:
     """NAME=VALUE entries, values as JSON where they are."""
     given = {}
@@ -298,6 +293,13 @@ def _progress(is_first: bool) -> Any:
     from commissure.train.progress import progress_bar
 
     return progress_bar("fit") if is_first else nullcontext()
+
+
+def _summary(out: Path, result: Any, cpu_s: float) -> dict[str, Any]:
+    """What `fit` prints: the file, its size, the run, the final evaluation."""
+    found = {"model": str(out), "parameters": sum(p.numel() for p in result.model.parameters())}
+    found |= {"loss": result.losses[-1], "evaluations": [list(pair) for pair in result.evaluations]}
+    return found | {"cpu_s": cpu_s} | _measured(result.final)
 
 
 def _measured(evaluation: Any) -> dict[str, Any]:

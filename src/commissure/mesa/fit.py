@@ -27,6 +27,7 @@ from commissure.core.rng import generator, spawn
 from commissure.mesa.model import ModelConfig, TaskModel
 from commissure.mesa.tasks import RegBench, Task, TaskBatch
 from commissure.mesa.tasks.batch import Split
+from commissure.nn.decay import exempt
 from commissure.nn.names import MixerFactory
 from commissure.train import Checkpoint, Processes, TrainConfig, train
 from commissure.train.parallel import whole
@@ -103,6 +104,7 @@ def fit(
     processes = Processes() if processes is None else processes
     mixers = [mixer] if isinstance(mixer, str) or callable(mixer) else list(mixer)
     made = TaskModel(task, mixers, config=model, seed=seed).to(device)
+    _exempt(made)
     if config.batch_size < processes.size:
         raise InputError("batch_size", config.batch_size, f"at least one row for each of {processes.size} processes")
     if checkpoint is not None:
@@ -126,7 +128,6 @@ def fit(
         seed=seed,
         validate=score,
         progress=progress,
-        decays=_decays,
         checkpoint=checkpoint,
         processes=processes,
     )
@@ -210,6 +211,7 @@ def _means(values: Float[Tensor, "batch time"], mask: Tensor) -> tuple[float, in
     return (float(sums.sum()) / total if total else math.nan), total, by_position
 
 
-def _decays(name: str, parameter: nn.Parameter) -> bool:
+def _exempt(model: TaskModel) -> None:
     """Matrices and convolutions decay; embeddings, norms and biases do not (arXiv 2506.05233, appendix G)."""
-    return parameter.ndim >= 2 and not name.endswith(("embedding", "position_table"))
+    tables = ("embedding", "position_table")
+    exempt(model, [name for name, p in model.named_parameters() if p.ndim < 2 or name.endswith(tables)])

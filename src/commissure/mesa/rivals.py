@@ -8,8 +8,9 @@ added to both denominators, and autograd through the unrolled loop.  It is conte
 `best_cg` is the fastest CG with the same number of steps that we could write in torch, and what the gates of the claim
 `mesa.speed` are against: no 1e-5, short chunks (an operator product takes 2 D^2 + 4 C D operations a token), blocks of
 chunks that stay in the second-level cache for all the steps, buffers made once a block, and an implicit backward (one
-more solve).  All of it is torch: no kernel
-of ours.  Sizes were chosen by measurement; see `TILES`.  `token_cg` is its form for decoding one token.
+more solve).  All of it is torch: no kernel of ours.  Sizes were chosen by measurement; see `TILES`.
+
+For decoding one token, `literal_token_cg` is what public code does and `token_cg` the fastest form.
 
 Mesa and its CG: arXiv 2506.05233, section 2, algorithm 1 and appendix D.
 """
@@ -33,7 +34,7 @@ from commissure.nn.linear_attention import (
     to_chunks,
 )
 
-__all__ = ["best_cg", "best_cg_solve", "literal_cg", "token_cg"]
+__all__ = ["best_cg", "best_cg_solve", "literal_cg", "literal_token_cg", "token_cg"]
 
 # Largest head dim -> (chunk, tokens worked on together), the fastest of chunks 8 to 64 and blocks 128 to 4096 on an
 # AVX-512 EPYC with 1 MB of second-level cache; the last line holds for everything above.
@@ -200,6 +201,41 @@ def token_cg(
         squared = following
     o = torch.bmm(x, h_kv.flatten(0, 1)).view(q.shape[0], 1, q.shape[2], -1)
     return o, h_kk, h_kv
+
+
+@torch.no_grad()
+def literal_token_cg(
+    q: Float[Tensor, "batch 1 heads dim"],
+    k: Float[Tensor, "batch 1 heads dim"],
+    v: Float[Tensor, "batch 1 heads value_dim"],
+    g: Float[Tensor, "batch 1 heads"],
+    beta: Float[Tensor, "batch 1 heads"],
+    lamb: Float[Tensor, "heads dim"],
+    h_kk: Float[Tensor, "batch heads dim dim"],
+    h_kv: Float[Tensor, "batch heads dim value_dim"],
+    *,
+    steps: int = 30,
+) -> tuple[Float[Tensor, "batch 1 heads value_dim"], Tensor, Tensor]:
+    """`token_cg` as public code decodes: from q / diag, with products of H as a broadcast product and its sum."""
+    gamma, written = g[:, 0, :, None, None].exp(), (beta[:, 0, :, None] * k[:, 0]).unsqueeze(3)
+    h_kk = h_kk * gamma + written * k[:, 0].unsqueeze(2)
+    h_kv = h_kv * gamma + written * v[:, 0].unsqueeze(2)
+
+    def multiply(p: Tensor) -> Tensor:
+        return (p.unsqueeze(3) * h_kk).sum(2) + lamb * p
+
+    x = q[:, 0] / (h_kk.diagonal(dim1=2, dim2=3) + lamb)
+    residual = q[:, 0] - multiply(x)
+    direction, squared = residual, (residual * residual).sum(2, keepdim=True)
+    for _ in range(steps):
+        product = multiply(direction)
+        length = squared / ((direction * product).sum(2, keepdim=True) + 1e-5)
+        x = x + length * direction
+        residual = residual - length * product
+        following = (residual * residual).sum(2, keepdim=True)
+        direction = residual + following / (squared + 1e-5) * direction
+        squared = following
+    return (x.unsqueeze(3) * h_kv).sum(2)[:, None], h_kk, h_kv
 
 
 class _BestCG(torch.autograd.Function):

@@ -231,6 +231,39 @@ def _ratio(a: tl.tensor, b: tl.tensor, is_wanted: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def _read_out(
+    x: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    kv: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    T: tl.tensor,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    N: tl.constexpr,
+    mask: tl.tensor,
+    decay: tl.tensor,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    """Store o_t = G_t x_t for all t of a chunk; column t of x is x_t."""
+    keys = _load_rows(k, rows, columns, T, H, D)
+    score = tl.dot(keys, x, input_precision=PRECISION) * mask
+    decayed = x * decay[None, :]
+    for start in range(0, N, BLOCK_N):
+        columns_n = start + tl.arange(0, BLOCK_N)
+        is_value = (columns < D)[:, None] & (columns_n < N)[None, :]
+        state = tl.load(kv + columns[:, None] * N + columns_n[None, :], mask=is_value, other=0.0)
+        values = _load_rows(v, rows, columns_n, T, H, N)
+        result = tl.dot(tl.trans(state), decayed, input_precision=PRECISION)
+        result = tl.dot(tl.trans(values), score, result, input_precision=PRECISION)
+        is_output = (columns_n < N)[:, None] & (rows < T)[None, :]
+        tl.store(out + columns_n[:, None] + rows[None, :] * H * N, result, mask=is_output)
+
+
+@triton.jit
 def chunk_solve_kernel(
     q: tl.tensor,
     k: tl.tensor,
@@ -288,10 +321,8 @@ def chunk_solve_kernel(
             diagonal += tl.dot(tl.trans(keys * keys), mask, input_precision=PRECISION)
             solution = target / diagonal
         residual = target - _chunk_matrix(solution, kk, k, rows, columns, T, H, D, mask, decay, ridge, PRECISION)
-    direction = residual
-    norm = tl.sum(residual * residual, 0)
-    first_norm = norm
-    is_open = _is_open(norm, first_norm, eps)
+    direction, norm = residual, tl.sum(residual * residual, 0)
+    first_norm, is_open = norm, _is_open(norm, norm, eps)
     count = tl.zeros([BLOCK_T], dtype=tl.int32)
     step = 0
     while (step < max_steps) & (tl.max(is_open.to(tl.int32), 0) > 0):
@@ -310,19 +341,9 @@ def chunk_solve_kernel(
     tl.store(x + tokens * D + place, solution, mask=is_token)
     tl.store(steps + tokens + rows * H, count, mask=rows < T)
     if HAS_VALUES:
-        keys = _load_rows(k, rows, columns, T, H, D)
-        score = tl.dot(keys, solution, input_precision=PRECISION) * mask
-        decayed = solution * decay[None, :]
         kv += (lane * (n_chunks + 1) + chunk) * D * N
-        for start in range(0, N, BLOCK_N):
-            columns_n = start + tl.arange(0, BLOCK_N)
-            is_value = (columns < D)[:, None] & (columns_n < N)[None, :]
-            state = tl.load(kv + columns[:, None] * N + columns_n[None, :], mask=is_value, other=0.0)
-            values = _load_rows(v + tokens * N, rows, columns_n, T, H, N)
-            result = tl.dot(tl.trans(state), decayed, input_precision=PRECISION)
-            result = tl.dot(tl.trans(values), score, result, input_precision=PRECISION)
-            is_output = (columns_n < N)[:, None] & (rows < T)[None, :]
-            tl.store(out + tokens * N + columns_n[:, None] + rows[None, :] * H * N, result, mask=is_output)
+        v, out = v + tokens * N, out + tokens * N
+        _read_out(solution, k, v, kv, out, rows, columns, T, H, D, N, mask, decay, BLOCK_N, PRECISION)
 
 
 @triton.jit

@@ -27,7 +27,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from commissure.core.errors import InputError
@@ -310,11 +310,11 @@ def in_dtype(
     return [q.to(dtype), k.to(dtype), v.to(dtype), *gates, *(x.to(dtype) for x in states)]
 
 
-def cut(shape: tuple[int, ...], dim: int, chunk_size: int, device: torch.device) -> list[Segment]:
+def cut(shape: tuple[int, ...], dim: int, chunk_size: int, device: torch.device, scale: int = 1) -> list[Segment]:
     """Segments of whole chunks, and what is left of the time as one shorter chunk."""
     batch, time, heads, value_dim = shape
     chunk = min(chunk_size, max(time, 1))
-    budget = CPU_SEGMENT if device.type == "cpu" else GPU_SEGMENT
+    budget = scale * CPU_SEGMENT if device.type == "cpu" else GPU_SEGMENT
     length = chunk * max(1, budget // max(1, batch * heads * chunk * max(dim, value_dim)))
     whole = time // chunk * chunk
     pieces = [Segment(start, min(start + length, whole), chunk) for start in range(0, whole, length)]
@@ -342,22 +342,30 @@ def decays_of(
     g: Float[Tensor, "batch time heads"], piece: Segment, dtype: torch.dtype, *, within: bool = True
 ) -> Decays:
     """Products of gates from differences of double-precision sums of logarithms, of each chunk alone."""
-    gates = to_chunks(g, piece, torch.float64)
-    resets = gates <= FORGOTTEN
-    has_resets = bool(resets.any())
-    sums = (gates.masked_fill_(resets, 0.0) if has_resets else gates).cumsum(-1)
-    start, end, pairs = sums.exp(), (sums[:, -1:] - sums).exp_(), sums.new_zeros(0)
-    if within:
-        pairs = (sums[:, :, None] - sums[:, None, :]).to(dtype)
-        future = torch.ones(piece.chunk, piece.chunk, dtype=torch.bool, device=g.device).triu_(1)
-        pairs.masked_fill_(future, -torch.inf).exp_()
-    if has_resets:
-        seen = resets.cumsum(-1)
+    sums, seen = log_sums(to_chunks(g, piece, torch.float64))
+    start, end = sums.exp(), (sums[:, -1:] - sums).exp_()
+    if seen is not None:
         start.masked_fill_(seen > 0, 0.0)
         end.masked_fill_(seen < seen[:, -1:], 0.0)
-        pairs.masked_fill_(seen[:, :, None] != seen[:, None, :], 0.0) if within else None
+    pairs = products_within(sums, seen, dtype) if within else sums.new_zeros(0)
     factors = start[:, -1].to(dtype).view(piece.n_chunks, -1, 1, 1)
     return Decays(start.to(dtype), end.to(dtype), pairs, factors)
+
+
+def log_sums(g: Float[Tensor, "chunks time"]) -> tuple[Float[Tensor, "chunks time"], Int[Tensor, "chunks time"] | None]:
+    """Sums of logarithms of gates from each chunk's start, and the gates so far that forget all (None: none does)."""
+    resets = g <= FORGOTTEN
+    if not bool(resets.any()):
+        return g.cumsum(-1), None
+    return g.masked_fill(resets, 0.0).cumsum(-1), resets.cumsum(-1)
+
+
+def products_within(
+    sums: Float[Tensor, "chunks time"], seen: Int[Tensor, "chunks time"] | None, dtype: torch.dtype
+) -> Float[Tensor, "chunks time time"]:
+    """zeta_ti of i <= t in each chunk, 0 elsewhere, from `log_sums`."""
+    pairs = (sums[:, :, None] - sums[:, None, :]).to(dtype).exp_().tril_()  # above the diagonal exp may be infinite
+    return pairs if seen is None else pairs.masked_fill_(seen[:, :, None] != seen[:, None, :], 0.0)
 
 
 def chunk_states(
@@ -371,7 +379,8 @@ def chunk_states(
     states = first.new_empty(n_chunks + 1, rows, *first.shape[1:])
     states[0] = first
     torch.bmm(keys_to_end.mT, values, out=states[1:].flatten(0, 1))
-    for state, following, factor in zip(states, states[1:], decays.total, strict=False):
+    parts = states.unbind()
+    for state, following, factor in zip(parts, parts[1:], decays.total, strict=False):
         following.addcmul_(state, factor)
     return states
 

@@ -31,12 +31,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from commissure.core.errors import CommissureWarning, InputError
 from commissure.core.first_order import first_order_only
 from commissure.core.mixer import select
 from commissure.native.linear_attention import linear_attention
-from commissure.native.mesa import mesa_kernel_available, mesa_solve, mesa_solve_reference
+from commissure.native.mesa import mesa_kernel_available, mesa_solve, mesa_solve_reference, mesa_step
 from commissure.native.mesa_gradients import mesa_gradients
 from commissure.nn.heads import FORGET_BIAS, ConvState, HeadInputs, HeadOutput, gate_projection, head_sizes
 from commissure.nn.linear_attention import (
@@ -216,8 +217,23 @@ def attend_mesa(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, lamb: Tensor, state: MesaState, options: Options
 ) -> MesaOutput:
     """`mesa_attention` of one batch without checks."""
+    operands = (q, k, v, g, beta, lamb, *state)
+    if q.shape[1] == 1 and options.solver == "cholesky" and not (options.return_info or _is_differentiated(operands)):
+        dtype = compute_dtype(q, k, v)
+        cast = [x if x.dtype == dtype else x.to(dtype) for x in operands]
+        o, *last = mesa_step(*[x.squeeze(1) for x in cast[:5]], *cast[5:])
+        return MesaOutput(o.unsqueeze(1).to(v.dtype), MesaState(*last), None)
     o, h_kk, h_kv, *info = _MesaAttention.apply(q, k, v, g, beta, lamb, *state, options)
     return MesaOutput(o, MesaState(h_kk, h_kv), MesaInfo(*info) if options.return_info else None)
+
+
+def _is_differentiated(operands: tuple[Tensor, ...]) -> bool:
+    """Whether anything here may have a derivative, backward or forward."""
+    if torch.is_inference_mode_enabled():
+        return False
+    if torch.is_grad_enabled() and any(x.requires_grad for x in operands):
+        return True
+    return any(unpack_dual(x).tangent is not None for x in operands)
 
 
 def _attend_packed(

@@ -16,7 +16,7 @@ Method: von Oswald et al., arXiv 2506.05233, section 3 and appendix D; block_rls
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -25,7 +25,16 @@ from torch import Tensor
 
 from commissure.core.errors import DegenerateError
 from commissure.native.mesa import mesa_solve, mesa_solve_reference
-from commissure.nn.linear_attention import Segment, chunk_states, cut, decays_of, from_chunks, to_chunks
+from commissure.nn.linear_attention import (
+    Segment,
+    chunk_states,
+    cut,
+    decays_of,
+    from_chunks,
+    log_sums,
+    products_within,
+    to_chunks,
+)
 
 __all__ = ["CGOptions", "Solution", "solve_block_rls", "solve_cg", "solve_cholesky", "solve_sequential"]
 
@@ -35,8 +44,11 @@ BLOCK = 32
 # Largest matrix whose Cholesky factor LAPACK inverts faster than products of its halves do.
 LEAF = 16
 # Numbers of one (rows, time, dim) tensor that the hybrid works on together on a CPU: so few operations a token that
-# calls of ten microseconds count, as many that a few tensors still share a second-level cache.
-TOGETHER = 2**17
+# calls of ten microseconds count, as many that a few tensors still share a second-level cache.  Its segments are longer
+# than others', so that one head of a few fills such a group: all of one method, and in place.
+TOGETHER, SEGMENTS = 2**16, 2
+# Rows that take nearly as many steps as the longest of their group run to its end: cheaper than putting them in order.
+SIMILAR = 0.75
 # Relative error (in energy) and residual at which the hybrid stops: the error of a float32 output stays below 1e-5.
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 2.0**-52}
 # Above this product of a chunk's gates the preconditioned iteration (at most 10 steps in single precision) is faster
@@ -75,31 +87,49 @@ class Solution(NamedTuple):
     unconverged: Bool[Tensor, "batch time heads"] | None = None
 
 
-class Operator(NamedTuple):
-    """p -> (H_t + Lambda) p in chunks: rows are (chunk, batch, head)."""
+class Chunks(NamedTuple):
+    """What is known of some chunks: rows are (chunk, batch, head), `logs` log gates, `states` H before each."""
 
     keys: Float[Tensor, "rows time dim"]
-    written: Float[Tensor, "rows time dim"]
+    beta: Float[Tensor, "rows time"]
+    logs: Float[Tensor, "rows time"]
+    start: Float[Tensor, "rows time"]
     states: Float[Tensor, "rows dim dim"]
-    gates: Float[Tensor, "rows time"]
+    lamb: Float[Tensor, "rows dim"]
+
+    def take(self, rows: slice | Int[Tensor, " some"]) -> Chunks:
+        """Some rows; of a slice, the numbers themselves."""
+        return Chunks(*(part[rows] for part in self))
+
+    def operator(self) -> Operator:
+        """p -> (H_t + Lambda) p."""
+        weights = products_within(*log_sums(self.logs), self.keys.dtype).mul_(self.beta[:, None])
+        return Operator(self.keys, self.states, self.start[:, :, None], weights, self.lamb[:, None])
+
+
+class Operator(NamedTuple):
+    """p -> (H_t + Lambda) p; `weights` of the keys up to each time are zeta_ti beta_i."""
+
+    keys: Float[Tensor, "rows time dim"]
+    states: Float[Tensor, "rows dim dim"]
     start: Float[Tensor, "rows time 1"]
-    within: Float[Tensor, "rows time time"]
+    weights: Float[Tensor, "rows time time"]
     lamb: Float[Tensor, "rows 1 dim"]
 
-    def take(self, rows: Tensor) -> Operator:
+    def take(self, rows: Int[Tensor, " some"]) -> Operator:
         """The operator of some rows."""
         return Operator(*(part.index_select(0, rows) for part in self))
 
     def apply(self, p: Float[Tensor, "rows time dim"], scratch: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
         """A p, into `out`."""
         scores, decayed = scratch
-        torch.bmm(p, self.written.mT, out=scores).mul_(self.within)
+        torch.bmm(p, self.keys.mT, out=scores).mul_(self.weights)
         torch.bmm(torch.mul(p, self.start, out=decayed), self.states, out=out)
         return out.baddbmm_(scores, self.keys).addcmul_(p, self.lamb)
 
     def diagonal(self) -> Float[Tensor, "rows time dim"]:
         """The diagonal of each A_t."""
-        own = torch.bmm(self.within, self.written * self.keys)
+        own = torch.bmm(self.weights, self.keys.square())
         return own.addcmul_(self.start, self.states.diagonal(dim1=1, dim2=2)[:, None]).add_(self.lamb)
 
 
@@ -125,7 +155,8 @@ def solve_triton(system: System, options: CGOptions) -> Solution:
 def solve_cg(system: System, options: CGOptions) -> Solution:
     """Conjugate gradients of every element side by side, to a fixed count or to a relative residual."""
 
-    def solve(operator: Operator, b: Tensor) -> Rows:
+    def solve(chunks: Chunks, b: Tensor) -> Rows:
+        operator = chunks.operator()
         x = first_guess(operator, b, options.init)
         r = b - operator.apply(x, _scratch(b), torch.empty_like(b))
         return conjugate_gradients(operator, x, r, options.max_steps, options.eps)
@@ -135,7 +166,7 @@ def solve_cg(system: System, options: CGOptions) -> Solution:
 
 def solve_block_rls(system: System, options: CGOptions) -> Solution:
     """To rounding: preconditioned by the block's own inverses where gates are near 1, plain CG where they are not."""
-    return _by_segments(system, min(options.chunk_size, BLOCK), _hybrid)
+    return _by_segments(system, min(options.chunk_size, BLOCK), _hybrid, SEGMENTS)
 
 
 def relative_residual(
@@ -145,9 +176,9 @@ def relative_residual(
     q = system.q
     ax, state = torch.empty_like(q), system.h_kk.flatten(0, 1)
     for piece in cut(q.shape, q.shape[3], chunk_size, q.device):
-        operator, state = _operator(system, state, piece)
+        chunks, state = _chunks(system, state, piece)
         p = to_chunks(x, piece, q.dtype)
-        from_chunks(operator.apply(p, _scratch(p), torch.empty_like(p)), piece, ax)
+        from_chunks(chunks.operator().apply(p, _scratch(p), torch.empty_like(p)), piece, ax)
     scale = _size(q)
     size = torch.linalg.vector_norm(q / scale, dim=-1)
     missing = torch.linalg.vector_norm(ax.sub_(q).div_(scale), dim=-1)
@@ -232,23 +263,37 @@ def _direct(solve: Callable[..., tuple[Tensor, Tensor, Tensor | None]], system: 
     return Solution(x, last)
 
 
-def _hybrid(operator: Operator, b: Tensor) -> Rows:
+def _hybrid(chunks: Chunks, b: Tensor) -> Rows:
     """Rows whose gates ask for the same number of preconditioned iterations together; plain iterations for the rest."""
-    needed = _iterations(operator.within[:, -1, 0], b.dtype)
+    needed = _iterations(chunks.logs[:, 1:].sum(1).exp_(), b.dtype)
     steps = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
-    answer = Rows(torch.empty_like(b), steps, torch.zeros_like(steps, dtype=torch.bool))
+    answer = Rows(b, steps, torch.zeros_like(steps, dtype=torch.bool))
     at_once = max(1, TOGETHER // b[0].numel()) if b.device.type == "cpu" else len(b)
-    order = needed.argsort(descending=True)
+    order = needed.argsort(descending=True, stable=True)
     direct, plain = order.tensor_split([int((needed > 0).sum())])
     for rows in direct.split(at_once) if len(direct) else ():
         counts = needed[rows]
-        answer.x.index_copy_(0, rows, _block_rls(operator.take(rows), b.index_select(0, rows), counts))
-        answer.steps[rows] = counts[:, None] - 1
+        if counts[-1] >= SIMILAR * counts[0]:
+            rows, counts = rows.sort().values, counts[:1].expand_as(counts)
+        where = _slice(rows)
+        for part, x in _block_rls(chunks.take(where), b[where], counts):
+            answer.x[_slice(rows[part])] = x
+        answer.steps[where] = counts[:, None] - 1
     for rows in plain.split(at_once) if len(plain) else ():
-        r, most = b.index_select(0, rows), 2 * b.shape[2] + 50
-        found = conjugate_gradients(operator.take(rows), torch.zeros_like(r), r, most, TOLERANCE[b.dtype])
-        answer.put(rows, *found)
+        where, most = _slice(rows), 2 * b.shape[2] + 50
+        r, operator = b[where], chunks.take(where).operator()
+        found = conjugate_gradients(operator, torch.zeros_like(r), r, most, TOLERANCE[b.dtype])
+        for whole, some in zip(answer, found, strict=True):
+            whole[where] = some
     return answer
+
+
+def _slice(rows: Int[Tensor, " some"]) -> slice | Int[Tensor, " some"]:
+    """Rows at equal distances, such as one head's, as a slice: no copy."""
+    numbers = rows.tolist()
+    step = max(1, numbers[1] - numbers[0]) if len(numbers) > 1 else 1
+    even = range(numbers[0], numbers[-1] + 1, step)
+    return slice(even.start, even.stop, step) if numbers == list(even) else rows
 
 
 def _iterations(product: Float[Tensor, " rows"], dtype: torch.dtype) -> Int[Tensor, " rows"]:
@@ -263,95 +308,108 @@ def _iterations(product: Float[Tensor, " rows"], dtype: torch.dtype) -> Int[Tens
     return torch.where(product >= LEAST_PRODUCT, count, 0).long()
 
 
-def _block_rls(operator: Operator, b: Tensor, counts: Int[Tensor, " rows"]) -> Tensor:
-    """x by Chebyshev's semi-iteration from zero on (N + w Lambda) x = b / zeta; `operator` and `b` are overwritten.
+def _block_rls(
+    chunks: Chunks, b: Float[Tensor, "rows time dim"], counts: Int[Tensor, " rows"]
+) -> Iterator[tuple[slice, Tensor]]:
+    """x by Chebyshev's semi-iteration from zero on (N + w Lambda) x = b / zeta; the operands are overwritten.
 
     N = M / zeta = H_c + c0 Lambda + sum_i (beta_i / zeta_i) k_i k_i^T and w = 1 / zeta - c0, so that A - M is diagonal.
     With P = (H_c + c0 Lambda)^-1 and L L^T = I + K P K^T, N_t^-1 = P - sum_{i <= t} f_i f_i^T for all t, where
     F = L^-1 K P: causal linear attention.  The spectrum of N^-1 (N + w Lambda) lies between 1 and 1 + w / c0.
     `counts` are the applications of N^-1, not increasing, so that rows that are done are the last ones.
     """
-    zeta = operator.within[:, :, :1]
-    c0 = zeta[:, -1:].rsqrt()
-    start = operator.states.mul_(operator.start[:, :1])
-    start.diagonal(dim1=1, dim2=2).addcmul_(c0[:, 0], operator.lamb[:, 0])
-    root = _inverse_factor(start)
+    chunks.logs[:, 0] = 0.0  # the first gate is in the state: zeta from there
+    zeta = chunks.logs.cumsum(1).exp_().to(b.dtype)[:, :, None]
+    c0, lamb = zeta[:, -1:].rsqrt(), chunks.lamb[:, None]
+    state = chunks.states.mul_(chunks.start[:, :1, None])
+    state.diagonal(dim1=1, dim2=2).addcmul_(c0[:, 0], chunks.lamb)
+    root = _inverse_factor(state)
     inverse = torch.bmm(root.mT, root)
-    keys = operator.keys.mul_((operator.gates[:, :, None] / zeta).sqrt_())
+    del root
+    keys = chunks.keys.mul_((chunks.beta[:, :, None] / zeta).sqrt_())
     factor = torch.bmm(keys, inverse)
     gram = torch.bmm(keys, factor.mT)
     gram.diagonal(dim1=1, dim2=2).add_(1.0)
     factor = torch.bmm(_inverse_factor(gram), factor)
-    scores, y = torch.empty_like(gram), torch.empty_like(b)
+    r, x, before = torch.empty_like(b), torch.empty_like(b), torch.zeros_like(b)
 
-    def solve(r: Tensor) -> Tensor:
-        torch.bmm(r, factor.mT, out=scores).tril_()
-        return torch.bmm(r, inverse, out=y).baddbmm_(scores, factor, alpha=-1.0)
+    def add_solved(out: Tensor, share: float) -> Tensor:
+        """share out + N^-1 r: a factor a token commutes with N^-1."""
+        scores = torch.bmm(r, factor.mT, out=gram).tril_()
+        return out.baddbmm_(r, inverse, beta=share).baddbmm_(scores, factor, alpha=-1.0)
 
     b.div_(zeta)
     w = zeta.reciprocal() - c0
     twice_center, square = w / c0 + 2, (0.5 * w / c0).square_()
-    diagonal, r, tau = w * operator.lamb, torch.empty_like(b), 2 / twice_center
-    x = whole = solve(b) * tau
-    change = x.clone()
-    for step in range(1, int(counts[0])):
-        n = int((counts > step).sum())
+    diagonal, tau = w * lamb, 2 / twice_center
+    torch.mul(b, tau, out=r)
+    add_solved(x, 0.0)
+    ends = counts.tolist()
+    for step in range(1, ends[0]):
+        n = sum(end > step for end in ends)
         if n < len(x):
-            live = (inverse, factor, scores, y, b, twice_center, square, diagonal, r, tau, x, change)
-            inverse, factor, scores, y, b, twice_center, square, diagonal, r, tau, x, change = (t[:n] for t in live)
-        solve(torch.addcmul(b, diagonal, x, value=-1.0, out=r))
+            yield slice(n, len(x)), x[n:]
+            live = (inverse, factor, gram, b, twice_center, square, diagonal, r, tau, x, before)
+            inverse, factor, gram, b, twice_center, square, diagonal, r, tau, x, before = (t[:n] for t in live)
         last, tau = tau, torch.addcmul(twice_center, square, tau, value=-1.0).reciprocal_()
-        change.mul_(square * tau * last).addcmul_(y.sub_(x), tau, value=2.0)
-        x.add_(change)
-    return whole
+        push, pull = 2 * tau, square * tau * last
+        torch.addcmul(b, diagonal, x, value=-1.0, out=r).mul_(push)
+        before.mul_(-pull).addcmul_(x, 1 + pull - push)
+        x, before = add_solved(before, 1.0), x
+    yield slice(0, len(x)), x
 
 
-def _inverse_factor(matrices: Float[Tensor, "rows dim dim"]) -> Float[Tensor, "rows dim dim"]:
-    """The inverse of the lower Cholesky factor, by halves: products, three times as fast as batched factorizations."""
+def _inverse_factor(
+    matrices: Float[Tensor, "rows dim dim"], out: Tensor | None = None
+) -> Float[Tensor, "rows dim dim"]:
+    """The inverse of the lower Cholesky factor, by halves: products, three times as fast as batched factorizations.
+
+    `out` is zero above the diagonal.  Halves of the inverse itself would be less work, and lose two digits where every
+    key is the same.
+    """
     dim = matrices.shape[1]
+    out = torch.zeros_like(matrices, memory_format=torch.contiguous_format) if out is None else out
     if dim <= LEAF:
         eye = torch.eye(dim, dtype=matrices.dtype, device=matrices.device)
-        return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(matrices).L, eye, upper=False)
+        return out.copy_(torch.linalg.solve_triangular(torch.linalg.cholesky_ex(matrices).L, eye, upper=False))
     half = dim // 2
-    upper = _inverse_factor(matrices[:, :half, :half])
+    upper = _inverse_factor(matrices[:, :half, :half], out[:, :half, :half])
     below = torch.bmm(matrices[:, half:, :half], upper.mT)
-    lower = _inverse_factor(torch.baddbmm(matrices[:, half:, half:], below, below.mT, alpha=-1.0))
-    inverse = torch.zeros_like(matrices)
-    inverse[:, :half, :half], inverse[:, half:, half:] = upper, lower
-    inverse[:, half:, :half] = torch.bmm(torch.bmm(lower, below), upper).neg_()
-    return inverse
+    rest = torch.baddbmm(matrices[:, half:, half:], below, below.mT, alpha=-1.0)
+    lower = _inverse_factor(rest, out[:, half:, half:])
+    torch.neg(torch.bmm(torch.bmm(lower, below), upper), out=out[:, half:, :half])
+    return out
 
 
-def _by_segments(system: System, chunk_size: int, solve: Callable[[Operator, Tensor], Rows]) -> Solution:
+def _by_segments(system: System, chunk_size: int, solve: Callable[[Chunks, Tensor], Rows], scale: int = 1) -> Solution:
     """Solve a segment after the other, from each one's first state, for right-hand sides of largest element 1."""
     q, h_kk = system.q, system.h_kk
     x = torch.empty_like(q, memory_format=torch.contiguous_format)
     steps = torch.zeros(q.shape[:3], dtype=torch.int64, device=q.device)
     unconverged = torch.zeros_like(steps, dtype=torch.bool)
     state = h_kk.flatten(0, 1)
-    for piece in cut(q.shape, q.shape[3], chunk_size, q.device):
-        operator, state = _operator(system, state, piece)
+    for piece in cut(q.shape, q.shape[3], chunk_size, q.device, scale):
+        chunks, state = _chunks(system, state, piece)
         b = to_chunks(q, piece, q.dtype)
         size = _size(b)
-        found = solve(operator, b.div_(size))
+        found = solve(chunks, b.div_(size))
         found.x.mul_(size)
         for part, whole in zip(found, (x, steps, unconverged), strict=True):
             from_chunks(part, piece, whole)
     return Solution(x, state.view(h_kk.shape), steps, unconverged)
 
 
-def _operator(
+def _chunks(
     system: System, state: Float[Tensor, "rows dim dim"], piece: Segment
-) -> tuple[Operator, Float[Tensor, "rows dim dim"]]:
-    """The operator of a segment that begins in `state`, and the state after it."""
+) -> tuple[Chunks, Float[Tensor, "rows dim dim"]]:
+    """The chunks of a segment that begins in `state`, and the state after it."""
     dtype, lamb = system.k.dtype, system.lamb
-    keys, gates = to_chunks(system.k, piece, dtype), to_chunks(system.beta, piece, dtype)
-    decays = decays_of(system.g, piece, dtype)
-    written = keys * gates[:, :, None]
-    states = chunk_states(written * decays.end[:, :, None], keys, decays, state)
-    penalties = lamb.expand(piece.n_chunks, system.k.shape[0], *lamb.shape).reshape(-1, 1, lamb.shape[1])
-    starts = states[:-1].flatten(0, 1)
-    return Operator(keys, written, starts, gates, decays.start[:, :, None], decays.within, penalties), states[-1]
+    keys, beta = to_chunks(system.k, piece, dtype), to_chunks(system.beta, piece, dtype)
+    decays = decays_of(system.g, piece, dtype, within=False)
+    states = chunk_states(keys * (beta * decays.end)[:, :, None], keys, decays, state)
+    penalties = lamb.expand(piece.n_chunks, system.k.shape[0], *lamb.shape).flatten(0, 2)
+    logs = to_chunks(system.g, piece, torch.float64)
+    return Chunks(keys, beta, logs, decays.start, states[:-1].flatten(0, 1), penalties), states[-1]
 
 
 def _size(b: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows 1"]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from commissure.core.config import Config
 from commissure.core.errors import ConvergenceError, InputError
 from commissure.core.rng import isolated
+from commissure.nn.decay import exempted
 from commissure.train.checkpoint import Checkpoint, Run, check_checkpoint, read_checkpoint, write_checkpoint
 from commissure.train.parallel import Processes
 
@@ -74,7 +75,6 @@ def train(
     seed: int,
     validate: Callable[[], float] | None = None,
     progress: Callable[[int, int, float], None] | None = None,
-    decays: Callable[[str, nn.Parameter], bool] | None = None,
     checkpoint: Checkpoint | None = None,
     processes: Processes | None = None,
 ) -> TrainResult:
@@ -85,16 +85,15 @@ def train(
     unless `config.keep` is "last".  `progress(step, steps, loss)` is called after each step.  A loss that is not finite
     raises `ConvergenceError`.
 
-    `decays(name, parameter)` says which parameters decay (default: all); those marked `_no_weight_decay` never do.
-    `checkpoint`: written as the run goes on, and read first where the file exists.  `processes`: `module` is what
-    `processes.wrap` gave, `draw` gives this process's share, and `loss` the number whose mean over the processes is
-    the loss of the whole batch.
+    Parameters marked by `nn.decay.exempt` do not decay.  `checkpoint`: written as the run goes on, and read first where
+    the file exists.  `processes`: `module` is what `processes.wrap` gave, `draw` gives this process's share, and `loss`
+    the number whose mean over the processes is the loss of the whole batch.
     """
     processes = Processes() if processes is None else processes
     plain = processes.unwrap(module)
     if checkpoint is not None:
         check_checkpoint(checkpoint)
-    optimizer = _optimizer(plain, config, decays)
+    optimizer = _optimizer(plain, config)
     run = Run(best_step=config.steps)
     with isolated(seed, "train"):
         if checkpoint is not None and checkpoint.path.exists():
@@ -123,18 +122,12 @@ def train(
     return TrainResult(len(run.losses), tuple(run.losses), tuple(run.scores), run.best_step)
 
 
-def _optimizer(
-    module: nn.Module, config: TrainConfig, decays: Callable[[str, nn.Parameter], bool] | None
-) -> torch.optim.AdamW:
+def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the parameters that train; a second group, where there is one, does not decay."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not named:
         raise InputError("module", type(module).__name__, "at least one parameter that requires a gradient")
-    kept = {
-        name
-        for name, p in named
-        if getattr(p, "_no_weight_decay", False) or (decays is not None and not decays(name, p))
-    }
+    kept = exempted(module)
     groups = [{"params": [p for name, p in named if name not in kept], "weight_decay": config.weight_decay}]
     groups.append({"params": [p for name, p in named if name in kept], "weight_decay": 0.0})
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas)
