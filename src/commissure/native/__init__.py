@@ -16,7 +16,14 @@ from commissure.core.errors import CommissureWarning
 
 __all__ = ["backend", "kernels"]
 
-_KERNELS = ("PossmStep", "mesa_solve", "mesa_step", "linear_attention", "linear_attention_backward")
+_KERNELS = (
+    "PossmStep",
+    "mesa_solve",
+    "mesa_step",
+    "linear_attention",
+    "linear_attention_backward",
+    "mesa_gradients",
+)
 
 
 @cache

@@ -141,9 +141,9 @@ def _forward(
     if native is None:
         o, final_state = linear_attention_reference(q, k, v, g, beta, initial_state)
         return o, final_state.clone()
-    arrays = _contiguous(q, k, v, g.double(), beta, initial_state)
+    arrays = contiguous(q, k, v, g.double(), beta, initial_state)
     results = _empty(v, initial_state)
-    native.linear_attention(*_addresses(arrays), *_addresses(results), *_sizes(q, v), clone)
+    native.linear_attention(*addresses(arrays), *addresses(results), *sizes(q, v), clone)
     return results[0], results[1]
 
 
@@ -164,14 +164,15 @@ def _backward(
     if native is None:
         d_q, *others = linear_attention_backward_reference(q, k, v, g, beta, initial_state, d_o, d_final, query=query)
         return q.new_empty(0) if d_q is None else d_q, *others
-    arrays = _contiguous(q, k, v, g.double(), beta, initial_state, d_o, d_final)
+    arrays = contiguous(q, k, v, g.double(), beta, initial_state, d_o, d_final)
     results = _gradients(q, k, v, g, initial_state, query)
     written = results if query else [None, *results[1:]]
-    native.linear_attention_backward(*_addresses(arrays), *_addresses(written), *_sizes(q, v), clone)
+    native.linear_attention_backward(*addresses(arrays), *addresses(written), *sizes(q, v), clone)
     return tuple(results)
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """What a kernel reads: row-major arrays."""
     return [None if x is None else x.contiguous() for x in tensors]
 
 
@@ -187,11 +188,13 @@ def _gradients(q: Tensor, k: Tensor, v: Tensor, g: Tensor, initial_state: Tensor
     return [d_q, d_k, d_v, d_g, d_beta, d_initial]
 
 
-def _addresses(tensors: list[Tensor | None] | list[Tensor]) -> list[int]:
+def addresses(tensors: list[Tensor | None] | list[Tensor]) -> list[int]:
+    """Where they are; 0 for what is left out."""
     return [0 if x is None else x.data_ptr() for x in tensors]
 
 
-def _sizes(q: Tensor, v: Tensor) -> tuple[int, int, int, int, int, bool, int]:
+def sizes(q: Tensor, v: Tensor) -> tuple[int, int, int, int, int, bool, int]:
+    """Batch, time, heads, dim, value_dim, whether float32, and threads."""
     return *q.shape, v.shape[3], q.dtype == torch.float32, torch.get_num_threads()
 
 

@@ -63,6 +63,23 @@ void linear_attention_backward(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t 
     attend(m, 14, threads, [&] { kernel.backward(m, single); });
 }
 
+void mesa_gradients(uintptr_t x, uintptr_t y, uintptr_t k, uintptr_t v, uintptr_t g, uintptr_t beta, uintptr_t lamb,
+                    uintptr_t h_kk, uintptr_t h_kv, uintptr_t d_o, uintptr_t d_h_kk_final, uintptr_t d_h_kv_final,
+                    uintptr_t d_k, uintptr_t d_v, uintptr_t d_g, uintptr_t d_beta, uintptr_t d_lamb, uintptr_t d_h_kk,
+                    uintptr_t d_h_kv, int64_t batch, int64_t time, int64_t heads, int64_t dim, int64_t value_dim,
+                    bool single, int threads, const std::string& clone) {
+    const AttentionKernel& kernel = attention_kernel(clone);
+    AttentionView m{};
+    m.batch = batch, m.time = time, m.heads = heads, m.dim = dim, m.value_dim = value_dim;
+    m.q = at(x), m.k = at(k), m.v = at(v), m.g = static_cast<const double*>(at(g)), m.beta = at(beta), m.initial = at(h_kv);
+    m.d_o = at(d_o), m.d_final = at(d_h_kv_final), m.d_k = at(d_k), m.d_v = at(d_v), m.d_g = at(d_g);
+    m.d_beta = at(d_beta), m.d_initial = at(d_h_kv);
+    m.y = at(y), m.lamb = at(lamb), m.gram = at(h_kk), m.d_gram_final = at(d_h_kk_final);
+    m.d_lamb = at(d_lamb), m.d_gram = at(d_h_kk);
+    nb::gil_scoped_release release;
+    attend(m, 14, threads, [&] { kernel.mesa_gradients(m, single); });
+}
+
 }  // namespace
 
 void bind_linear_attention(nb::module_& m) {
@@ -71,6 +88,9 @@ void bind_linear_attention(nb::module_& m) {
     m.def("linear_attention_backward", &linear_attention_backward, "q"_a, "k"_a, "v"_a, "g"_a, "beta"_a, "initial"_a,
           "d_o"_a, "d_final"_a, "d_q"_a, "d_k"_a, "d_v"_a, "d_g"_a, "d_beta"_a, "d_initial"_a, "batch"_a, "time"_a,
           "heads"_a, "dim"_a, "value_dim"_a, "single"_a, "threads"_a, "clone"_a);
+    m.def("mesa_gradients", &mesa_gradients, "x"_a, "y"_a, "k"_a, "v"_a, "g"_a, "beta"_a, "lamb"_a, "h_kk"_a, "h_kv"_a,
+          "d_o"_a, "d_h_kk_final"_a, "d_h_kv_final"_a, "d_k"_a, "d_v"_a, "d_g"_a, "d_beta"_a, "d_lamb"_a, "d_h_kk"_a,
+          "d_h_kv"_a, "batch"_a, "time"_a, "heads"_a, "dim"_a, "value_dim"_a, "single"_a, "threads"_a, "clone"_a);
 }
 
 }  // namespace commissure

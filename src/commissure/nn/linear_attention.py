@@ -36,6 +36,7 @@ from commissure.native.linear_attention import (
     linear_attention,
     linear_attention_backward,
     linear_attention_kernel_available,
+    linear_attention_reference,
 )
 
 __all__ = ["gated_linear_attention", "gated_linear_attention_reference"]
@@ -112,15 +113,10 @@ def gated_linear_attention_reference(
     chunk_size: int = 64,
 ) -> tuple[Float[Tensor, "batch time heads value_dim"], Float[Tensor, "batch heads dim value_dim"]]:
     """The recurrence itself, differentiated by autograd; `chunk_size` is ignored."""
-    batch, time, heads, dim = q.shape
-    state = q.new_zeros(batch, heads, dim, v.shape[3]) if initial_state is None else initial_state
-    outputs = []
-    for t in range(time):
-        kv = k[:, t, :, :, None] * v[:, t, :, None, :]
-        kv = kv if beta is None else beta[:, t, :, None, None] * kv
-        state = g[:, t, :, None, None].exp() * state + kv
-        outputs.append((q[:, t, :, None, :] @ state)[:, :, 0])
-    return torch.stack(outputs, 1) if outputs else torch.zeros_like(v), state
+    if initial_state is None:
+        batch, _, heads, dim = q.shape
+        initial_state = q.new_zeros(batch, heads, dim, v.shape[3])
+    return linear_attention_reference(q, k, v, g, beta, initial_state)
 
 
 def check_shapes(

@@ -36,8 +36,9 @@ from torch.autograd.forward_ad import unpack_dual
 from commissure.core.errors import CommissureWarning, InputError
 from commissure.core.first_order import first_order_only
 from commissure.core.mixer import select
-from commissure.native.linear_attention import linear_attention_backward
+from commissure.native.linear_attention import linear_attention
 from commissure.native.mesa import mesa_kernel_available, mesa_solve, mesa_solve_reference, mesa_step
+from commissure.native.mesa_gradients import mesa_gradients
 from commissure.nn.heads import FORGET_BIAS, ConvState, HeadInputs, HeadOutput, gate_projection, head_sizes
 from commissure.nn.linear_attention import (
     attend,
@@ -45,7 +46,6 @@ from commissure.nn.linear_attention import (
     compute_dtype,
     cut,
     in_chunks,
-    in_dtype,
     runs_native,
     segment_backward,
     states_of,
@@ -308,20 +308,15 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, g, beta, lamb, h_kk and h_kv by implicit differentiation."""
     k, v, g, beta, lamb, x, h_kk, h_kv = saved
-    native = _runs_native(options.backward_solver, k.device)
-    how: Any = {"chunk_size": options.cg.chunk_size, "native": native}
+    if _runs_native(options.backward_solver, k.device):
+        return _backward_native(saved, d_o, d_h_kk, d_h_kv, options)
+    how: Any = {"chunk_size": options.cg.chunk_size, "native": False}
     states = states_of(k, v, g, beta, h_kv, **how)
     u, d_k, d_v, d_g, d_beta, d_h_kv = attend_backward(x, k, v, g, beta, states, d_o, d_h_kv, **how)
     y = _solve(options.backward_solver, System(u, *(t.to(x.dtype) for t in (k, g, beta, lamb, h_kk))), options.cg).x
     del u
     d_lamb = (x * y).sum((0, 1)).neg_()
     # Minus the gradients of sum_t y_t^T H_t x_t, where k is key and value; segment by segment, onto what is there.
-    if native:
-        operands = in_dtype(x.dtype, x, k, k, g, beta, h_kk, y, -d_h_kk)
-        _, *inner, d_state = linear_attention_backward(*operands, query=False)
-        for part, whole in zip(inner, (d_k, d_k, d_g, d_beta), strict=True):
-            whole.sub_(part)
-        return y, d_k, d_v, d_g, d_beta, d_lamb, (d_state + d_state.mT).mul_(-0.5), d_h_kv
     states = states_of(k, k, g, beta, h_kk, **how)
     d_state = -d_h_kk.to(x.dtype).flatten(0, 1)
     pieces = cut(k.shape, k.shape[3], options.cg.chunk_size, k.device)
@@ -334,6 +329,19 @@ def _backward(
             view.sub_(part.view(view.shape))
     d_state = d_state.view(h_kk.shape)
     return y, d_k, d_v, d_g, d_beta, d_lamb, (d_state + d_state.mT).mul_(-0.5), d_h_kv
+
+
+def _backward_native(
+    saved: tuple[Tensor, ...], d_o: Tensor, d_h_kk: Tensor, d_h_kv: Tensor, options: Options
+) -> tuple[Tensor, ...]:
+    """`_backward` by the kernels; u is an attention too, from the values to the keys."""
+    dtype = saved[5].dtype
+    k, v, g, beta, lamb, x, h_kk, h_kv = (part.to(dtype) for part in saved)
+    d_o, d_h_kk, d_h_kv = (part.to(dtype) for part in (d_o, d_h_kk, d_h_kv))
+    exact = saved[2].double()
+    u, _ = linear_attention(d_o, v, k, exact, beta, h_kv.mT)
+    y = _solve(options.backward_solver, System(u, k, g, beta, lamb, h_kk), options.cg).x
+    return y, *mesa_gradients(x, y, k, v, exact, beta, lamb, h_kk, h_kv, d_o, d_h_kk, d_h_kv)
 
 
 def _runs_native(solver: str, device: torch.device) -> bool:
