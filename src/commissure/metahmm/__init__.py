@@ -11,8 +11,9 @@ arXiv 2506.16288.
 from __future__ import annotations
 
 from commissure.metahmm.config import MetaHMMConfig
+from commissure.metahmm.data import SequenceDataset
 from commissure.metahmm.environment import MetaHMM
 from commissure.metahmm.factors import HeldOutPair, Split
 from commissure.metahmm.sample import Sequences
 
-__all__ = ["HeldOutPair", "MetaHMM", "MetaHMMConfig", "Sequences", "Split"]
+__all__ = ["HeldOutPair", "MetaHMM", "MetaHMMConfig", "SequenceDataset", "Sequences", "Split"]

@@ -22,7 +22,7 @@ from functools import cached_property, reduce
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int, Int64
 from torch import Tensor
 
 from commissure.core.errors import InputError
@@ -75,11 +75,20 @@ class MetaHMM:
         sizes = f"n_tasks={self.n_tasks}, n_states={self.n_states}, n_obs={self.n_obs}"
         return f"MetaHMM({sizes}, seed={self.seed}, variant={self.variant!r})"
 
-    def task_to_factors(self, ids: Int64[Tensor, " n"] | Sequence[int]) -> Int64[Tensor, "n factors"]:
+    @property
+    def task_ids(self) -> Int64[Tensor, " tasks"]:
+        """All task ids."""
+        return torch.arange(self.n_tasks)
+
+    def check_tasks(self, argument: str, ids: Int[Tensor, " n"] | Sequence[int]) -> Int64[Tensor, " n"]:
+        """Task ids as a tensor (n,); anything else, or an unknown id, raises `InputError` that names `argument`."""
+        return self._factors.check_ids(argument, ids)
+
+    def task_to_factors(self, ids: Int[Tensor, " n"] | Sequence[int]) -> Int64[Tensor, "n factors"]:
         """Factor values of tasks, columns as in `factor_names`."""
         return self._factors.to_factors(ids)
 
-    def factors_to_task(self, factors: Int64[Tensor, "n factors"] | Sequence[Sequence[int]]) -> Int64[Tensor, " n"]:
+    def factors_to_task(self, factors: Int[Tensor, "n factors"] | Sequence[Sequence[int]]) -> Int64[Tensor, " n"]:
         """Task ids of factor values."""
         return self._factors.to_ids(factors)
 
@@ -87,26 +96,26 @@ class MetaHMM:
         """Disjoint ids of training, validation and out-of-distribution tasks; see `FactorSpace.split`."""
         return self._factors.split(n_val, seed=seed, n_held_out_pairs=n_held_out_pairs)
 
-    def transition_matrix(self, ids: Int64[Tensor, " n"] | Sequence[int]) -> Float64[Tensor, "n states states"]:
+    def transition_matrix(self, ids: Int[Tensor, " n"] | Sequence[int]) -> Float64[Tensor, "n states states"]:
         """A of each task."""
-        return self.transitions[self._factors.check_ids("ids", ids) // self.n_emissions]
+        return self.transitions[self.check_tasks("ids", ids) // self.n_emissions]
 
-    def emission_matrix(self, ids: Int64[Tensor, " n"] | Sequence[int]) -> Float64[Tensor, "n states tokens"]:
+    def emission_matrix(self, ids: Int[Tensor, " n"] | Sequence[int]) -> Float64[Tensor, "n states tokens"]:
         """E of each task."""
-        return self.emissions[self._factors.check_ids("ids", ids) % self.n_emissions]
+        return self.emissions[self.check_tasks("ids", ids) % self.n_emissions]
 
     def sample(
         self,
-        task_ids: Int64[Tensor, " batch"] | Sequence[int],
+        task_ids: Int[Tensor, " batch"] | Sequence[int],
         length: int | tuple[int, int],
         *,
         seed: int,
-        switch_to: Int64[Tensor, " batch"] | Sequence[int] | None = None,
+        switch_to: Int[Tensor, " batch"] | Sequence[int] | None = None,
         switch_at: int | tuple[int, int] | None = None,
     ) -> Sequences:
         """One sequence of each task, from a uniform start; see `Sampler.sample`."""
-        ids = self._factors.check_ids("task_ids", task_ids)
-        to = None if switch_to is None else self._factors.check_ids("switch_to", switch_to)
+        ids = self.check_tasks("task_ids", task_ids)
+        to = None if switch_to is None else self.check_tasks("switch_to", switch_to)
         return self._sampler.sample(ids, length, seed=seed, switch_to=to, switch_at=switch_at)
 
     @cached_property

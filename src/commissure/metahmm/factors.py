@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 from torch import Tensor
 
 from commissure.core.errors import InputError
@@ -60,11 +60,11 @@ class FactorSpace:
         self._strides = torch.from_numpy(strides.astype(np.int64))
         self._sizes = torch.tensor(self.sizes)
 
-    def to_factors(self, ids: Int64[Tensor, " n"] | Sequence[int]) -> Int64[Tensor, "n factors"]:
+    def to_factors(self, ids: Int[Tensor, " n"] | Sequence[int]) -> Int64[Tensor, "n factors"]:
         """The factor values of task ids."""
         return self.check_ids("ids", ids)[:, None] // self._strides % self._sizes
 
-    def to_ids(self, factors: Int64[Tensor, "n factors"] | Sequence[Sequence[int]]) -> Int64[Tensor, " n"]:
+    def to_ids(self, factors: Int[Tensor, "n factors"] | Sequence[Sequence[int]]) -> Int64[Tensor, " n"]:
         """The task ids of factor values."""
         values = _integers("factors", factors)
         if values.ndim != 2 or values.shape[1] != len(self.sizes):
@@ -75,7 +75,7 @@ class FactorSpace:
                 raise InputError(f"factors ({name})", int(values[wrong, column][0]), f"0 to {size - 1}")
         return (values * self._strides).sum(1)
 
-    def check_ids(self, argument: str, ids: Int64[Tensor, " n"] | Sequence[int]) -> Int64[Tensor, " n"]:
+    def check_ids(self, argument: str, ids: Int[Tensor, " n"] | Sequence[int]) -> Int64[Tensor, " n"]:
         """Task ids as a tensor (n,); anything else, or an id outside [0, n_tasks), raises `InputError`."""
         values = _integers(argument, ids)
         if values.ndim != 1:
@@ -128,7 +128,10 @@ class FactorSpace:
 
 def _integers(argument: str, values: object) -> Tensor:
     """A tensor of int64; no fractions are cut off."""
-    tensor = torch.as_tensor(values)
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(argument, values, "integers, in a tensor or a sequence") from None
     if tensor.numel() == 0:
         return tensor.long()
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
