@@ -11,7 +11,7 @@ beginnings of longer ones, and a switch changes nothing before it.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -132,6 +132,7 @@ def alias_table(rows: Float64[np.ndarray, "rows entries"]) -> AliasTable:
     return AliasTable(threshold.reshape(-1), alias.reshape(-1))
 
 
+@runtime_checkable
 class Family(Protocol):
     """What a sequence is drawn from; an environment is one."""
 
@@ -155,7 +156,7 @@ def sample_reference(
     """
     plan = _plan(len(task_ids), length, switch_to, switch_at, seed)
     rng = generator(seed, "metahmm reference")
-    transitions, emissions = (table.numpy() for table in (family.transitions, family.emissions))
+    transitions, emissions = ((t / t.sum(-1, keepdim=True)).numpy() for t in (family.transitions, family.emissions))
     tokens, states = (
         np.zeros((plan.longest, len(task_ids)), np.int64),
         np.zeros((plan.longest, len(task_ids)), np.int64),
