@@ -64,6 +64,14 @@ def test_held_out_pairs_are_unseen_and_their_values_are_seen(name: str, seed: in
     assert explained.all()
 
 
+def test_no_value_is_held_out_altogether() -> None:
+    """Two pairs of two binary factors can take a value away: (0, 0) and (0, 1) would."""
+    space = FactorSpace({"a": 2, "b": 2, "c": 2})
+    for seed in range(60):
+        split = space.split(0, seed=seed, n_held_out_pairs=2)
+        assert all(len(column.unique()) == 2 for column in space.to_factors(split.train).T)
+
+
 def test_validation_tasks_are_uniform_and_depend_on_the_seed() -> None:
     drawn = [SPACE.split(6, seed=seed).val.tolist() for seed in range(400)]
     counts = torch.bincount(torch.tensor(drawn).reshape(-1), minlength=24)

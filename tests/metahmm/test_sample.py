@@ -107,6 +107,12 @@ def test_alias_tables_hold_their_rows(rows: np.ndarray, data: st.DataObject) -> 
     assert (drawn_from[own < 1] > 0).all()
 
 
+def test_an_entry_of_probability_zero_is_not_drawn_by_the_number_zero() -> None:
+    table = alias_table(np.array([[0.0, 1.0, 0.0, 3.0]]))
+    columns = np.arange(4)
+    assert (table.pick(columns, columns, np.zeros(4)) % 2 == 1).all()
+
+
 @pytest.mark.parametrize("variant", ["corrected", "reference"])
 def test_only_edges_are_walked(variant: str) -> None:
     env = MetaHMM.from_preset("small", seed=23, variant=variant)

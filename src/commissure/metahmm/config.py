@@ -132,5 +132,5 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "base_directions": 1,
         "emission_noise": 1e-2,  # so that short sequences from every task are possible under every other
     },
-    "e64": {**_FEW_FACTORS, "n_states": 6, "n_obs": 10, "emission_noise": 1e-3},
+    "e64": {**_FEW_FACTORS, "n_states": 6, "n_obs": 10, "emission_edge_per_node": 2, "emission_noise": 1e-3},
 }
