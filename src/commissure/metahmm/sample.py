@@ -41,14 +41,14 @@ class Sequences(NamedTuple):
     @property
     def is_scored(self) -> Bool[Tensor, "batch time"]:
         """Positions inside the length and, after an intervention, not before the switch."""
-        position = torch.arange(self.tokens.shape[1])
+        position = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         inside = position < self.lengths[:, None]
         return inside if self.switch_at is None else inside & (position >= self.switch_at[:, None])
 
     @property
     def task_by_position(self) -> Int64[Tensor, "batch time"]:
         """The task that gave each token."""
-        position = torch.arange(self.tokens.shape[1])
+        position = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         before = self.task_ids[:, None].expand(self.tokens.shape)
         if self.switch_at is None or self.switch_to is None:
             return before
