@@ -77,17 +77,18 @@ def hmm_family(
     counts = (columns != 0).sum(2)
     order = counts.argsort(dim=1, stable=True)
     columns = columns.gather(1, order[:, :, None].expand_as(columns))
-    entries = columns.nonzero()[:, 2]
-    starts = torch.cat([counts.new_zeros(1), counts.gather(1, order).flatten().cumsum(0)])
+    counts = counts.gather(1, order)
+    stops = torch.searchsorted(counts, counts, right=True)
     by_state = emissions.transpose(1, 2)
     padding = -by_state.shape[3] % (_PADDING // emissions.element_size())
     mean = emissions.double().mean((0, 1, 2)).clamp(min=2.0**-_SHIFT)
     return HMMFamily(
         transitions.contiguous(),
         emissions.contiguous(),
-        starts,
+        torch.cat([counts.new_zeros(1), counts.flatten().cumsum(0)]),
+        stops,
         order.int(),
-        entries.int(),
+        columns.nonzero()[:, 2].int(),
         columns[columns != 0],
         emissions.permute(0, 3, 2, 1).contiguous(),
         torch.nn.functional.pad(by_state, (0, padding)).contiguous(),
@@ -204,7 +205,7 @@ def _filter(
     outputs = [states[0], states[1] if scaled else None, *states[2:], log_probs, evidence, entropies, drops]
     outputs += [mutual, transition, emission, impossible]
     sizes = [*tokens.shape, *before.joint.shape[1:], model.emissions.shape[3], len(model.emissions)]
-    arrays = [model.starts, model.order, model.rows, model.values, model.by_token, model.by_state, model.shifts]
+    arrays = [*model[2:]]
     native.hmm_filter(
         *(_addresses(x) for x in (arrays, inputs, outputs)),
         sizes,

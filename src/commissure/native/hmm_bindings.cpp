@@ -62,7 +62,8 @@ void hmm_filter(const std::vector<uintptr_t>& model, const std::vector<uintptr_t
     m.emissions = sizes.at(4), m.vocab = sizes.at(5), m.tables = sizes.at(6);
     m.prune = prune, m.period = period, m.start = start;
     size_t i = 0;
-    take(m.starts, model, i), take(m.order, model, i), take(m.rows, model, i), take(m.values, model, i);
+    take(m.starts, model, i), take(m.stops, model, i), take(m.order, model, i);
+    take(m.rows, model, i), take(m.values, model, i);
     take(m.by_token, model, i), take(m.by_state, model, i), take(m.shifts, model, i);
     i = 0;
     take(m.tokens, input, i), take(m.lengths, input, i), take(m.joint, input, i), take(m.exponent, input, i);
@@ -75,8 +76,7 @@ void hmm_filter(const std::vector<uintptr_t>& model, const std::vector<uintptr_t
     std::vector<int64_t> rows, starts;
     nb::gil_scoped_release release;
     if (m.batch == 0) return;
-    // Six registers of 32 bytes: more lanes make rows too long for them, and a large W has enough of its own.
-    group_rows(m, 6 * 32 / (single ? 4 : 8) / 2, rows, starts);
+    group_rows(m, single ? 48 : 24, rows, starts);  // six registers of 32 bytes
     const double work = double(m.batch) * double(m.time + 1) * 2 * entries * double(m.emissions);
     share_out(work, m.groups, threads, [&] { kernel.filter(m, single); });
 }

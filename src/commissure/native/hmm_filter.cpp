@@ -28,7 +28,8 @@ namespace commissure {
 namespace {
 
 constexpr int kSteps = 8;   // tokens between two looks at the scales
-constexpr int kBlock = 8;   // variants worked on together
+constexpr int kBlock = 8;   // variants worked on together, at most
+constexpr int kBlockBytes = 8192;  // of their states, so that two copies, evidence and mixture fit the first-level cache
 constexpr int kWide = 6;    // vectors of a row in registers
 constexpr double kLog2 = 0.69314718055994530942;
 
@@ -268,8 +269,9 @@ class Filter {
         if (is_shared)
             for (int j = 0; j < steps; ++j) look_up(evidence_ + j * size, t, j, 0);
         T* last = to(t + steps);
-        for (int64_t first = 0; first < n_live; first += kBlock) {
-            const int64_t stop = first + kBlock < n_live ? first + kBlock : n_live;
+        const int64_t fitting = kBlockBytes / int64_t(size * sizeof(T)), block = fitting < 1 ? 1 : fitting < kBlock ? fitting : kBlock;
+        for (int64_t first = 0; first < n_live; first += block) {
+            const int64_t stop = first + block < n_live ? first + block : n_live;
             for (int64_t i = first; i < stop; ++i) {
                 const int64_t u = live[i];
                 multiply(now + u * size, evidence(t, 0, u), scratch[0] + (i - first) * size);
@@ -378,55 +380,80 @@ class Filter {
             }
     }
 
-    // b = a e and its sums over the states.
+    // b = a e, its sums over the states are the weights.
     void multiply(const T* a, const T* e, T* b) {
-        for (int v = 0; v < lanes; v += L) {
-            V sum = {};
-            for (int64_t s = 0; s < S; ++s) {
-                const V x = load(a + s * lanes + v) * load(e + s * lanes + v);
-                sum += x;
-                store(b + s * lanes + v, x);
+        int v = 0;
+        for (; v + kWide * L <= lanes; v += kWide * L) multiply<kWide>(a + v, e + v, b + v, weight + v);
+        for (; v + 3 * L <= lanes; v += 3 * L) multiply<3>(a + v, e + v, b + v, weight + v);
+        for (; v < lanes; v += L) multiply<1>(a + v, e + v, b + v, weight + v);
+    }
+    template <int N>
+    void multiply(const T* a, const T* e, T* b, T* sums) const {
+        V sum[N] = {};
+        const size_t width = lanes, end = size;
+        for (size_t at = 0; at < end; at += width)
+            for (int v = 0; v < N; ++v) {
+                const V x = load(a + at + v * L) * load(e + at + v * L);
+                sum[v] += x;
+                store(b + at + v * L, x);
             }
-            store(weight + v, sum);
-        }
+        for (int v = 0; v < N; ++v) store(sums + v * L, sum[v]);
     }
     // out = A_u^T from, added to mix; with a token to follow, out is times its evidence, and its sums are the weights.
     template <bool more, bool mixes>
     void move(int64_t u, const T* from, T* out, const T* e, T* mix) {
         int v = 0;
         for (; v + kWide * L <= lanes; v += kWide * L) columns<kWide, more, mixes>(u, from, out, e, mix, v);
-        switch ((lanes - v) / L) {
-            case 1: return columns<1, more, mixes>(u, from, out, e, mix, v);
-            case 2: return columns<2, more, mixes>(u, from, out, e, mix, v);
-            case 3: return columns<3, more, mixes>(u, from, out, e, mix, v);
-            case 4: return columns<4, more, mixes>(u, from, out, e, mix, v);
-            case 5: return columns<5, more, mixes>(u, from, out, e, mix, v);
-            default: return;
-        }
+        for (; v + 3 * L <= lanes; v += 3 * L) columns<3, more, mixes>(u, from, out, e, mix, v);
+        for (; v < lanes; v += L) columns<1, more, mixes>(u, from, out, e, mix, v);
     }
+    // Columns with equally many entries come together: no branch inside such a run goes another way than before.
     template <int N, bool more, bool mixes>
     void columns(int64_t u, const T* from, T* out, const T* e, T* mix, int at) {
         V sum[N] = {};
-        const int64_t* starts = m.starts + u * S;
+        const int64_t *starts = m.starts + u * S, *stops = m.stops + u * S;
         from += at, out += at;
         if (more) e += at;
         if (mixes) mix += at;
-        for (int64_t i = 0; i < S; ++i) {
-            V x[N] = {};
-            for (int64_t n = starts[i]; n < starts[i + 1]; ++n) {
-                const V c = splat(values[n]);
-                const T* p = from + size_t(m.rows[n]) * lanes;
-                for (int v = 0; v < N; ++v) x[v] += c * load(p + v * L);
+        for (int64_t i = 0; i < S; i = stops[i]) {
+            const Run r{starts[i], starts[i + 1] - starts[i], m.order + u * S + i, m.order + u * S + stops[i]};
+            switch (r.count) {
+                case 1: some_columns<N, 1, more, mixes>(r, from, out, e, mix, sum); break;
+                case 2: some_columns<N, 2, more, mixes>(r, from, out, e, mix, sum); break;
+                case 3: some_columns<N, 3, more, mixes>(r, from, out, e, mix, sum); break;
+                case 4: some_columns<N, 4, more, mixes>(r, from, out, e, mix, sum); break;
+                case 5: some_columns<N, 5, more, mixes>(r, from, out, e, mix, sum); break;
+                default: some_columns<N, 0, more, mixes>(r, from, out, e, mix, sum);
             }
-            const size_t target = size_t(m.order[u * S + i]) * lanes;
-            if (mixes)
-                for (int v = 0; v < N; ++v) store(mix + target + v * L, load(mix + target + v * L) + x[v]);
-            if (more)
-                for (int v = 0; v < N; ++v) sum[v] += x[v] = x[v] * load(e + target + v * L);
-            for (int v = 0; v < N; ++v) store(out + target + v * L, x[v]);
         }
         if (more)
             for (int v = 0; v < N; ++v) store(weight + at + v * L, sum[v]);
+    }
+    struct Run {
+        int64_t first, count;
+        const int32_t *target, *stop;
+    };
+    // K: entries of each column, 0 for any number.
+    template <int N, int K, bool more, bool mixes>
+    COMMISSURE_INLINE void some_columns(const Run& r, const T* from, T* out, const T* e, T* mix, V (&sum)[N]) const {
+        const int32_t* row = m.rows + r.first;
+        const T* value = values + r.first;
+        const size_t width = lanes;
+        const int64_t count = K ? K : r.count;
+        for (const int32_t* target = r.target; target < r.stop; ++target, row += count, value += count) {
+            V x[N] = {};
+            for (int64_t n = 0; n < count; ++n) {
+                const V c = splat(value[n]);
+                const T* p = from + size_t(uint32_t(row[n])) * width;
+                for (int v = 0; v < N; ++v) x[v] += c * load(p + v * L);
+            }
+            const size_t to = size_t(uint32_t(*target)) * width;
+            if (mixes)
+                for (int v = 0; v < N; ++v) store(mix + to + v * L, load(mix + to + v * L) + x[v]);
+            if (more)
+                for (int v = 0; v < N; ++v) sum[v] += x[v] = x[v] * load(e + to + v * L);
+            for (int v = 0; v < N; ++v) store(out + to + v * L, x[v]);
+        }
     }
     // Count the weights of variant u at step j.
     void weigh(int64_t u, int j, int steps) {

@@ -11,7 +11,8 @@ struct HmmView {
     int64_t batch, time, variants, states, emissions, vocab, tables;
     // Columns of each A_u, ordered by their number of entries: column i of u is target order[u S + i] with the entries
     // starts[u S + i] ... starts[u S + i + 1] of (rows, values).
-    const int64_t* starts;
+    // stops[u S + i]: the first column after i with more entries.
+    const int64_t *starts, *stops;
     const int32_t *order, *rows;
     const void *values;               // T
     const void *by_token, *by_state;  // T: [tables,V,S,W] and [tables,S,W,V]

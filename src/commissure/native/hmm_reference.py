@@ -27,12 +27,13 @@ class HMMFamily(NamedTuple):
     """U transition matrices and W emission tables in one dtype; and, from them, the arrays that the kernel reads.
 
     Column i of variant u, ordered by the number of its entries, belongs to state order[u, i] and has the entries
-    starts[u S + i] to starts[u S + i + 1] of rows and values.
+    starts[u S + i] to starts[u S + i + 1] of rows and values; the first column with more entries is stops[u, i].
     """
 
     transitions: Float[Tensor, "variants states states"]
     emissions: Float[Tensor, "tables emissions states vocab"]  # tables: 1 for all variants together, or one for each
     starts: Int[Tensor, " columns"]
+    stops: Int[Tensor, "variants states"]
     order: Int[Tensor, "variants states"]
     rows: Int[Tensor, " entries"]
     values: Float[Tensor, " entries"]
