@@ -76,7 +76,8 @@ void hmm_filter(const std::vector<uintptr_t>& model, const std::vector<uintptr_t
     std::vector<int64_t> rows, starts;
     nb::gil_scoped_release release;
     if (m.batch == 0) return;
-    group_rows(m, single ? 48 : 24, rows, starts);  // six registers of 32 bytes
+    // Six registers of 32 bytes; one where variants are dropped, since a group keeps what any of its rows keeps.
+    group_rows(m, (prune > 0 ? 1 : 6) * (single ? 8 : 4), rows, starts);
     const double work = double(m.batch) * double(m.time + 1) * 2 * entries * double(m.emissions);
     share_out(work, m.groups, threads, [&] { kernel.filter(m, single); });
 }
