@@ -145,7 +145,7 @@ class MonteCarloPredictor:
         """The fallback's predictions where nothing was sampled."""
         if self.fallback is None:
             return output
-        implicit = self.fallback.log_probs(tokens).to(output.log_probs)
+        implicit = self.fallback.log_probs(tokens)
         return output._replace(
             log_probs=torch.where(output.sampled[..., None], output.log_probs, implicit),
             ess=output.ess.masked_fill(~output.sampled, math.nan),
@@ -163,7 +163,12 @@ def _average(
 
     `offset`: log p(c) - log q(c) of each sample, or None for equal weights.
     """
-    used = sampled[..., None].expand(codes.shape[:3])
+    n, (n_positions, n_samples) = len(tokens), codes.shape[1:3]
+    count = torch.zeros(n, dtype=torch.int64, device=tokens.device)
+    if not bool(sampled.any()):
+        empty = torch.zeros(n, n_positions, conditional.vocab, device=tokens.device)
+        return MonteCarloOutput(empty, empty[..., 0], sampled, count, count)
+    used = sampled[..., None].expand(-1, -1, n_samples)
     row, position, _ = used.nonzero(as_tuple=True)
     pairs = torch.cat([row[:, None].to(codes.dtype), codes[used]], 1)
     distinct, which = torch.unique(pairs, dim=0, return_inverse=True)
@@ -172,18 +177,14 @@ def _average(
     decoded = _decode(conditional, tokens, owner, distinct[:, 1:], last)
     index = torch.zeros(used.shape, dtype=torch.int64, device=tokens.device)
     index[used] = which
-    positions = torch.arange(used.shape[1], device=tokens.device)[:, None]
+    positions = torch.arange(n_positions, device=tokens.device)[:, None]
     log_weights = torch.zeros(used.shape, dtype=decoded.dtype, device=tokens.device)
-    if offset is not None and len(distinct):
+    if offset is not None:
         gained = decoded[:, :-1].gather(-1, tokens[owner][..., None])[..., 0]
         log_lik = torch.nn.functional.pad(gained.cumsum(1), (1, 0))
         log_weights = torch.where(used, offset.to(decoded) + log_lik[index, positions], log_weights)
     log_weights, ess = mixture(log_weights)
-    n = len(tokens)
-    count = torch.zeros(n, dtype=torch.int64, device=tokens.device)
     n_forward, n_tokens = count.index_add(0, owner, torch.ones_like(owner)), count.index_add(0, owner, last + 1)
-    if not len(distinct):
-        return MonteCarloOutput(decoded.new_zeros(n, *decoded.shape[1:]), ess, sampled, n_forward, n_tokens)
     log_probs = torch.logsumexp(log_weights[..., None] + decoded[index, positions], 2)
     return MonteCarloOutput(log_probs, ess, sampled, n_forward, n_tokens)
 
@@ -196,14 +197,14 @@ def _decode(
     last: Int[Tensor, " distinct"],
 ) -> Float[Tensor, "distinct time_plus_1 vocab"]:
     """Predictions of each (row, code) up to its last position, zeros beyond; codes of like lengths run together."""
-    decoded = None
+    decoded = torch.zeros(0)
     for chosen in last.argsort(descending=True, stable=True).split(_ROWS):
         end = int(last[chosen].max())
         log_probs, _ = conditional.prefill(tokens[row[chosen], :end], codes[chosen])
-        if decoded is None:
+        if not len(decoded):
             decoded = log_probs.new_zeros(len(row), tokens.shape[1] + 1, log_probs.shape[-1])
         decoded[chosen, : end + 1] = log_probs
-    return torch.zeros(0, tokens.shape[1] + 1, conditional.vocab, device=tokens.device) if decoded is None else decoded
+    return decoded
 
 
 def _flops(part: object, length: int) -> float:

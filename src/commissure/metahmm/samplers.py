@@ -28,6 +28,9 @@ from commissure.metahmm.conditional import FactorEmbedding, hidden_states
 __all__ = ["FactorPosterior", "LatentFlow", "OraclePosterior", "Proposal", "TablePosterior", "TaskSampler"]
 
 
+_SMALLEST = 2.0**-53  # the step of float64's uniform numbers: a drawn 0 becomes the next one, -8.2 deviations
+
+
 class Proposal(Protocol):
     """q(code | x_<=t) of a batch of sequences, at any of its positions 0 .. T."""
 
@@ -80,9 +83,7 @@ class TablePosterior:
     ) -> Shaped[Tensor, "batch positions n code_dim"]:
         """By inversion of the cumulative probabilities."""
         table = self.table[:, positions].double()
-        generator = torch_generator(seed, "sample", device=table.device)
-        uniform = torch.rand((*table.shape[:2], n), generator=generator, dtype=torch.float64, device=table.device)
-        return self.codes[_invert(table, uniform)]
+        return self.codes[_invert(table, _uniform(positions, len(table), n, seed=seed))]
 
     def log_prob(
         self, positions: Int[Tensor, " positions"], codes: Shaped[Tensor, "batch positions n code_dim"]
@@ -179,9 +180,7 @@ class FactorProposal:
         """Factor by factor; each choice inverts the cumulative probabilities at one uniform number."""
         h = self.h[:, positions, None].expand(-1, -1, n, -1)
         n_factors = len(self.model.factor_sizes)
-        generator = torch_generator(seed, "sample", device=h.device)
-        shape = (*h.shape[:3], n_factors)
-        uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=h.device)
+        uniform = _uniform(positions, len(h), n, n_factors, seed=seed)
         known, chosen = torch.zeros_like(h), []
         for factor in range(n_factors):
             choice = _invert(self.model.logits(factor, h, known).double(), uniform[..., factor, None])[..., 0]
@@ -268,13 +267,13 @@ class LatentFlow(nn.Module):
         gaussian = -0.5 * (standard.square() + math.log(2 * math.pi)).sum(-1) - log_scales.sum(-1)
         return total + torch.logsumexp(weights + gaussian, -1)
 
-    def draw(self, h: Float[Tensor, "*batch dim"], *, seed: int) -> Float[Tensor, "*batch code_dim"]:
-        """One code for each h."""
-        generator = torch_generator(seed, "sample", device=h.device)
-        uniform = torch.rand((*h.shape[:-1], 1), generator=generator, dtype=torch.float64, device=h.device)
-        noise = torch.randn((*h.shape[:-1], self.code_dim), generator=generator, dtype=h.dtype, device=h.device)
+    def draw(
+        self, h: Float[Tensor, "*batch dim"], uniform: Float[Tensor, "*batch code_dim_plus_1"]
+    ) -> Float[Tensor, "*batch code_dim"]:
+        """One code for each h, from independent numbers in [0, 1): the component's, then one an entry."""
+        noise = torch.special.ndtri(uniform[..., 1:].clamp(min=_SMALLEST)).to(h.dtype)
         weights, means, log_scales = self._mixture(h)
-        component = _invert(weights.double(), uniform)[..., None].expand(*h.shape[:-1], 1, self.code_dim)
+        component = _invert(weights.double(), uniform[..., :1])[..., None].expand(*h.shape[:-1], 1, self.code_dim)
         mean, log_scale = (t.gather(-2, component)[..., 0, :] for t in (means, log_scales))
         z = mean + log_scale.exp() * noise
         for coupling in reversed(self.couplings):
@@ -298,7 +297,8 @@ class FlowProposal:
         self, positions: Int[Tensor, " positions"], n: int, *, seed: int
     ) -> Float[Tensor, "batch positions n code_dim"]:
         """Independent draws."""
-        return self.model.draw(self.h[:, positions, None].expand(-1, -1, n, -1), seed=seed)
+        uniform = _uniform(positions, len(self.h), n, 1 + self.model.code_dim, seed=seed)
+        return self.model.draw(self.h[:, positions, None].expand(-1, -1, n, -1), uniform)
 
     def log_prob(
         self, positions: Int[Tensor, " positions"], codes: Float[Tensor, "batch positions n code_dim"]
@@ -356,6 +356,23 @@ class Coupling(nn.Module):
 def _bounded(log_scale: Tensor) -> Tensor:
     """Log scales within (-5, 5): no component can shrink to a point, where its density would outgrow all others'."""
     return 5 * torch.tanh(log_scale / 5)
+
+
+def _uniform(
+    positions: Int[Tensor, " positions"], batch: int, *shape: int, seed: int
+) -> Float[Tensor, "batch positions *shape"]:
+    """Numbers in [0, 1), those of a position the same whichever others are drawn with it."""
+    device = positions.device
+    drawn = [
+        torch.rand(
+            (batch, *shape),
+            generator=torch_generator(seed, "sample", position, device=device),
+            dtype=torch.float64,
+            device=device,
+        )
+        for position in positions.tolist()
+    ]
+    return torch.stack(drawn, 1)
 
 
 def _invert(log_probs: Float[Tensor, "*batch choices"], uniform: Float[Tensor, "*batch n"]) -> Int[Tensor, "*batch n"]:
