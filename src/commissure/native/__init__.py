@@ -16,7 +16,7 @@ from commissure.core.errors import CommissureWarning
 
 __all__ = ["backend", "kernels"]
 
-_KERNELS = ("PossmStep", "mesa_solve", "linear_attention", "linear_attention_backward")
+_KERNELS = ("PossmStep", "hmm_filter", "mesa_solve", "linear_attention", "linear_attention_backward")
 
 
 @cache
