@@ -14,6 +14,7 @@ from torch import Tensor
 from commissure.core.errors import InputError
 from commissure.core.rng import isolated
 from commissure.metahmm.fit import FitConfig, fit
+from commissure.metahmm.oracle import BayesOracle
 from commissure.metahmm.samplers import Coupling, FactorPosterior, LatentFlow, OraclePosterior, TablePosterior
 from commissure.nn import Stack
 
@@ -192,20 +193,13 @@ def test_impossible_tasks_are_never_drawn() -> None:
 
 
 def test_the_oracle_s_posterior_is_the_dense_one() -> None:
-    oracle = dense.DenseOracle(ENV)
-
-    class Last:
-        def task_posterior(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-            assert lengths is not None
-            table = oracle(tokens).log_posterior.exp()
-            return table[torch.arange(len(tokens)), lengths]
-
-    proposal = OraclePosterior(Last()).propose(TOKENS)
-    expected = oracle(TOKENS).log_posterior
+    oracle = BayesOracle(ENV)
+    proposal = OraclePosterior(oracle).propose(TOKENS)
+    expected = dense.DenseOracle(ENV)(TOKENS).log_posterior
     codes = torch.arange(16)[:, None].expand(3, 7, -1, -1)
     torch.testing.assert_close(proposal.log_prob(POSITIONS, codes), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(proposal.log_prior(codes), expected[:, :1].expand(-1, 7, -1), rtol=0, atol=1e-12)
-    named = OraclePosterior(Last(), codes=ENV.task_to_factors(torch.arange(16))).propose(TOKENS)
+    named = OraclePosterior(oracle, codes=ENV.task_to_factors(torch.arange(16))).propose(TOKENS)
     factors = named.sample(POSITIONS, 3, seed=0)
     ids = proposal.sample(POSITIONS, 3, seed=0)[..., 0]
     assert torch.equal(ENV.factors_to_task(factors.flatten(0, 2)), ids.flatten())

@@ -90,7 +90,8 @@ class DivergenceRow:
     """Means over the predictions of a group with bootstrap intervals over its sequences, nats.
 
     `position` or the entropy range says which group; both are None for all of them.  `n` predictions come from
-    `n_sequences`; with fewer than 2 of these, or a divergence that is not finite, the ends of an interval are NaN.
+    `n_sequences`; with fewer than 2 of these, or a value that is not finite (an oracle that was shown impossible tokens
+    gives NaN), the ends of an interval are NaN.
     """
 
     position: int | None
@@ -163,20 +164,27 @@ def evaluate_divergence(
     if len(edges) < 2 or not all(a < b for a, b in pairwise(edges)):
         raise InputError("entropy_edges", entropy_edges, "two or more increasing numbers (nats)")
     points = pointwise_divergence(predictor, tokens, oracle=oracle, lengths=lengths, batch_size=batch_size)
-    seen = ~points.forward.isnan()
+    positions = torch.arange(tokens.shape[1] + 1, device=tokens.device)
+    ends = (torch.full((len(tokens),), tokens.shape[1], device=tokens.device) if lengths is None else lengths)[:, None]
+    seen, followed = positions <= ends, positions < ends
 
     def row(chosen: Bool[Tensor, "batch time_plus_1"], **group: float | int | None) -> DivergenceRow:
         sequence, _ = chosen.nonzero(as_tuple=True)
         named = {"position": None, "entropy_low": None, "entropy_high": None, **group}
         intervals = {
-            name: _interval(getattr(points, name), chosen, seed=seed, n_resamples=n_resamples, level=level)
+            name: _interval(
+                getattr(points, name),
+                chosen & followed if name.endswith("nll") else chosen,
+                seed=seed,
+                n_resamples=n_resamples,
+                level=level,
+            )
             for name in ("divergence", "forward", "backward", "nll", "oracle_nll")
         }
         entropy = float(points.task_entropy[chosen].mean())
         counts = {"n": len(sequence), "n_sequences": len(sequence.unique())}
         return DivergenceRow(**named, **counts, task_entropy=entropy, **intervals)  # type: ignore[arg-type]
 
-    positions = torch.arange(seen.shape[1], device=seen.device)
     by_position = [(seen & (positions == t), t) for t in positions.tolist()]
     entropy = points.task_entropy
     bins = [(seen & (entropy >= low) & (entropy < high), low, high) for low, high in pairwise(edges)]
@@ -247,8 +255,7 @@ def _interval(
     n_resamples: int,
     level: float,
 ) -> Interval:
-    """Mean over the chosen predictions that have a value; sequences are drawn with all of theirs."""
-    chosen = chosen & ~values.isnan()
+    """Mean over the chosen predictions; sequences are drawn with all of theirs."""
     sequence = chosen.nonzero()[:, 0].cpu().numpy()
     sample = values[chosen].cpu().numpy()
     if not sample.size:

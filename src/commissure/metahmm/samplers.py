@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -105,27 +105,37 @@ class TablePosterior:
         return tasks
 
 
-class Posterior(Protocol):
+class StreamingOracle(Protocol):
     """What is asked of `BayesOracle`."""
 
-    def task_posterior(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """p(task | the row's tokens), (batch, n_tasks)."""
+    def init_state(self, batch_size: int) -> Any:
+        """The state before the first token."""
+
+    def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The next prediction, and the state after the token."""
+
+    def posterior_of(self, state: Any) -> Tensor:
+        """p(task | tokens so far), (batch, n_tasks)."""
 
 
 class OraclePosterior:
-    """The exact posterior over all tasks as a sampler, one oracle call a position.
+    """The exact posterior over all tasks as a sampler.
 
     A code is a task's number, or its row of `codes` (n_tasks, code_dim), for instance its factors.  The table of a
     batch holds batch * (time + 1) * n_tasks numbers.
     """
 
-    def __init__(self, oracle: Posterior, *, codes: Int[Tensor, "tasks code_dim"] | None = None) -> None:
+    def __init__(self, oracle: StreamingOracle, *, codes: Int[Tensor, "tasks code_dim"] | None = None) -> None:
         self.oracle, self.codes = oracle, codes
 
     def propose(self, tokens: Int[Tensor, "batch time"]) -> TablePosterior:
         """The posterior after each prefix; the one after none is the prior."""
-        ends = torch.arange(tokens.shape[1] + 1, device=tokens.device)[:, None].expand(-1, len(tokens))
-        table = torch.stack([self.oracle.task_posterior(tokens, end) for end in ends], 1).log()
+        state = self.oracle.init_state(len(tokens))
+        posteriors = [self.oracle.posterior_of(state)]
+        for token in tokens.unbind(1):
+            _, state = self.oracle.step(token, state)
+            posteriors.append(self.oracle.posterior_of(state))
+        table = torch.stack(posteriors, 1).log()
         return TablePosterior(table, codes=self.codes, log_prior=table[0, 0])
 
 
