@@ -1,8 +1,8 @@
-"""What the oracle and the sampler cost beside their rivals, in turns on one thread, CPU time; the oracle's outputs equal first.
+"""What the oracle and the sampler cost beside their rivals, in turns on one thread, CPU time; oracles equal first.
 
-Oracle: full output for all, the predictive after every prefix and the entropy of the task posterior.  The associative scan
-is run on a share of the tasks (memory) and its time is multiplied; `share` says by how much.  The floor is the oracle's
-multiplications at the rate of a matrix product of the same dtype, sgemm or dgemm (256), measured in the same turns.
+Oracle: full output for all, the predictive after every prefix and the entropy of the task posterior.  The associative
+scan is run on a share of the tasks (memory) and its time is multiplied; `share` says by how much.  The floor is the
+oracle's multiplications at the rate of a matrix product of the same dtype, sgemm or dgemm (256), in the same turns.
 
 Sampler: all sequences at once against two loops over sequences, `rng.choice` for every draw, as such code is commonly
 written, and the best that a loop in Python can do, bisection in lists of cumulative probabilities made beforehand.
