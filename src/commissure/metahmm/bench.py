@@ -93,15 +93,15 @@ def bench_oracle(
     tokens = env.sample(tasks, length, seed=seed).tokens
     errors = _errors(env, tokens[0, : min(length, CHECK_TOKENS)])
     exact, pruned = BayesOracle(env, dtype=dtype), BayesOracle(env, dtype=dtype, prune=1e-8)
-    shared = tuple(x.to(dtype) for x in (env.initial, env.transitions, env.emissions))
+    initial, transitions, emissions = (x.to(dtype) for x in (env.initial, env.transitions, env.emissions))
     n_scan = min(env.n_tasks, SCAN_TASKS)
     ids = torch.arange(n_scan)
-    own = shared[0], env.transition_matrix(ids).to(dtype), env.emission_matrix(ids).to(dtype)
+    own = initial, env.transition_matrix(ids).to(dtype), env.emission_matrix(ids).to(dtype)
     square = torch.ones(256, 256, dtype=dtype)
     contenders: dict[str, tuple[Callable[[], object], float]] = {
         OURS: (lambda: exact(tokens), n_sequences),
         PRUNED: (lambda: pruned(tokens), n_sequences),
-        DENSE: (lambda: forward_batched(*shared, tokens[0]), 1),
+        DENSE: (lambda: forward_batched(initial, transitions, emissions, tokens[0]), 1),
         SCAN: (lambda: scan_reference(*own, tokens[0]), n_scan / env.n_tasks),
     }
     spent = _alternate([*(call for call, _ in contenders.values()), lambda: square @ square], repeats)
@@ -154,7 +154,7 @@ def bench_sampler(
 
 
 def _errors(env: MetaHMM, tokens: Tensor) -> dict[str, float]:
-    """Largest deviation of each contender's predictive in float64; the scan's on its own tasks, pruning's is told only."""
+    """Largest deviation of each predictive in float64; the scan's on its own tasks, pruning's is told only."""
     exact = BayesOracle(env).log_probs(tokens[None])[0].exp()
     dense = forward_batched(env.initial, env.transitions, env.emissions, tokens)[0]
     ids = torch.arange(min(env.n_tasks, SCAN_TASKS))
