@@ -41,10 +41,10 @@ def layer(batch: int, time: int, heads: int, dim: int, value_dim: int, *, seed: 
     return [q, k, v, g, uniform(*tokens), 0.5 + uniform(heads, dim), *states, *gradients]
 
 
-def problem(*sizes: int, seed: int = 0, log_gate: float | None = None) -> list[Tensor]:
-    """The operands, with x and y solved for; `log_gate`: of every token."""
+def problem(*sizes: int, seed: int = 0, log_gate: float | list[float] | None = None) -> list[Tensor]:
+    """The operands, with x and y solved for; `log_gate`: of every token, or of each head's."""
     q, k, v, g, beta, lamb, h_kk, h_kv, d_o, d_h_kk, d_h_kv = layer(*sizes, seed=seed)
-    g = g if log_gate is None else torch.full_like(g, log_gate)
+    g = g if log_gate is None else torch.zeros_like(g) + torch.tensor(log_gate, dtype=g.dtype)
     x = mesa_solve_reference(q, k, g, beta, lamb, h_kk)[0]
     u, _ = linear_attention_reference(d_o, v, k, g, beta, h_kv.mT)
     y = mesa_solve_reference(u, k, g, beta, lamb, h_kk)[0]
@@ -100,6 +100,18 @@ def test_the_reference_is_the_gradient_of_the_layer():
         found = gradients_of(*problem(2, 21, 2, 5, 3, seed=1))
         for a, b in zip(found, want, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@needs_kernel
+@pytest.mark.parametrize("log_gate", [-0.5, -2.0, -4.0, -10.0, -20.0, -60.0])
+def test_gradients_of_gates_are_exact_beside_their_own_size(log_gate):
+    args = problem(1, 300, 2, 32, 16, seed=4, log_gate=[log_gate, -0.01])
+    want = mesa_gradients_reference(*args).g
+    for clone in CLONES:
+        found = door._gradients(*(x.float() for x in args), clone)[2].double()
+        for head in (0, 1):
+            error = (found - want)[:, :, head].abs().max() / want[:, :, head].abs().max()
+            assert error <= 5e-6, (clone, head)
 
 
 def test_a_gate_that_forgets_everything_has_no_gradient():
