@@ -194,7 +194,6 @@ class Heads : Chunk<T> {
     void query_gradients(const T* before, T* arriving) {
         multiply(x_t, C, Dp, C, nullptr, 0, {before, size_t(Ep), 1, e_t, C, E});
         weigh(start, q_t, arriving);
-        if (!m.d_q) return;
         turn({d_scores, C}, C, turned);
         for (int i = 0; i < C; ++i)
             for (int j = 0; j < C; j += L) vec(turned + i * C + j) *= beta[i];
