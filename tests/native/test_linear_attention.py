@@ -48,7 +48,7 @@ def problem(
 
 def everything(args: list[Tensor], clone: str = "") -> list[Tensor]:
     """Outputs, last state and all gradients."""
-    return [*linear_attention._forward(*args[:6], clone), *linear_attention._backward(*args, True, clone)]
+    return [*linear_attention._forward(*args[:6], clone), *linear_attention._backward(*args, clone)]
 
 
 def reference64(args: list[Tensor]) -> list[Tensor]:
@@ -183,13 +183,6 @@ def test_gates_may_keep_double_digits(with_kernel, monkeypatch):
     torch.testing.assert_close(first, exact, rtol=5e-7, atol=1e-9 * float(exact.abs().max()))
 
 
-def test_the_query_gradient_can_be_left_out():
-    args = problem(2, 37, 2, 6, 5, seed=7)
-    whole, without = linear_attention_backward(*args), linear_attention_backward(*args, query=False)
-    assert without[0] is None
-    assert all(torch.equal(a, b) for a, b in zip(whole[1:], without[1:], strict=True))
-
-
 def test_arguments_are_not_changed_and_strides_do_not_matter():
     args = problem(2, 20, 3, 7, 5, seed=8)
     copies = [x.clone() for x in args]
@@ -217,8 +210,7 @@ def test_the_operators_are_well_registered(shape, with_beta):
     args = problem(*shape)
     args[4] = args[4] if with_beta else None
     torch.library.opcheck(torch.ops.commissure.linear_attention.default, tuple(args[:6]))
-    for query in (True, False):
-        torch.library.opcheck(torch.ops.commissure.linear_attention_backward.default, (*args, query))
+    torch.library.opcheck(torch.ops.commissure.linear_attention_backward.default, tuple(args))
 
 
 @needs_kernel
@@ -233,6 +225,4 @@ def test_without_kernels_the_references_run(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error", CommissureWarning)
         found = everything(args)
-        without = linear_attention_backward(*args, query=False)
     assert all(torch.equal(a, b) for a, b in zip(found, reference64(args), strict=True))
-    assert without[0] is None

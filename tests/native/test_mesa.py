@@ -200,12 +200,13 @@ def test_easy_and_hard_stretches_of_one_sequence_follow_one_another(clone: str) 
 
 @needs_kernel
 @pytest.mark.parametrize("clone", CLONES)
-def test_a_query_that_is_not_finite_spoils_its_own_token_alone(clone: str) -> None:
-    args = slow_forgetting(1, 48, 2, 64, seed=5)
+@pytest.mark.parametrize("dim", [64, 100])
+def test_a_query_that_is_not_finite_spoils_its_own_token_alone(dim: int, clone: str) -> None:
+    args = slow_forgetting(1, 64, 2, dim, seed=5)
     clean = mesa._solve(*args, False, clone)[0]
     args[0][0, 20, 1, 3], args[0][0, 30, 0, 5] = torch.nan, torch.inf
     x = mesa._solve(*args, False, clone)[0]
-    spoiled = torch.zeros(1, 48, 2, dtype=torch.bool)
+    spoiled = torch.zeros(1, 64, 2, dtype=torch.bool)
     spoiled[0, 20, 1] = spoiled[0, 30, 0] = True
     assert torch.equal(x[~spoiled], clean[~spoiled])
     assert not x[spoiled].isfinite().any()

@@ -41,10 +41,10 @@ def layer(batch: int, time: int, heads: int, dim: int, value_dim: int, *, seed: 
     return [q, k, v, g, uniform(*tokens), 0.5 + uniform(heads, dim), *states, *gradients]
 
 
-def problem(*sizes: int, seed: int = 0, log_gate: float | None = None) -> list[Tensor]:
-    """The operands, with x and y solved for; `log_gate`: of every token."""
+def problem(*sizes: int, seed: int = 0, log_gate: float | list[float] | None = None) -> list[Tensor]:
+    """The operands, with x and y solved for; `log_gate`: of every token, or of each head's."""
     q, k, v, g, beta, lamb, h_kk, h_kv, d_o, d_h_kk, d_h_kv = layer(*sizes, seed=seed)
-    g = g if log_gate is None else torch.full_like(g, log_gate)
+    g = g if log_gate is None else torch.zeros_like(g) + torch.tensor(log_gate, dtype=g.dtype)
     x = mesa_solve_reference(q, k, g, beta, lamb, h_kk)[0]
     u, _ = linear_attention_reference(d_o, v, k, g, beta, h_kv.mT)
     y = mesa_solve_reference(u, k, g, beta, lamb, h_kk)[0]
@@ -102,6 +102,18 @@ def test_the_reference_is_the_gradient_of_the_layer():
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
+@needs_kernel
+@pytest.mark.parametrize("log_gate", [-0.5, -2.0, -4.0, -10.0, -20.0, -60.0])
+def test_gradients_of_gates_are_exact_beside_their_own_size(log_gate):
+    args = problem(1, 300, 2, 32, 16, seed=4, log_gate=[log_gate, -0.01])
+    want = mesa_gradients_reference(*args).g
+    for clone in CLONES:
+        found = door._gradients(*(x.float() for x in args), clone)[2].double()
+        for head in (0, 1):
+            error = (found - want)[:, :, head].abs().max() / want[:, :, head].abs().max()
+            assert error <= 5e-6, (clone, head)
+
+
 def test_a_gate_that_forgets_everything_has_no_gradient():
     args = problem(1, 40, 2, 9, 6, seed=2)
     found = mesa_gradients(*args)
@@ -111,12 +123,42 @@ def test_a_gate_that_forgets_everything_has_no_gradient():
 
 
 @needs_kernel
+def test_what_is_no_number_spoils_its_own_head_alone():
+    """More heads than are worked on side by side: the last takes the memory of the first."""
+    args = problem(1, 40, 9, 5, 3, seed=3)
+    clean = mesa_gradients(*args)
+    for index in (0, 1, 2, 3, 5, 9):  # tensors [batch, time, heads, ...]
+        args[index][0, 30, 0] = torch.nan
+    found = mesa_gradients(*args)
+    for name, a, b in zip(clean._fields, found, clean, strict=True):
+        axis = {"lamb": 0, "h_kk": 1, "h_kv": 1}.get(name, 2)
+        assert a.select(axis, 0).isnan().any()
+        assert torch.equal(a.narrow(axis, 1, 8), b.narrow(axis, 1, 8))
+
+
+@needs_kernel
 def test_single_precision_over_a_long_sequence():
     """The gates' gradients are sums from token to token, 2048 of them: rounding must not pile up."""
     args = problem(1, 2048, 1, 8, 8, seed=4, log_gate=-0.05)
     found, want = mesa_gradients(*(t.float() for t in args)), mesa_gradients_reference(*args)
     assert (found.g - want.g).abs().max() <= 1e-6 * want.g.abs().max()
     assert (found.lamb - want.lamb).abs().max() <= 1e-6 * want.lamb.abs().max()
+
+
+@needs_kernel
+def test_what_an_inexact_solution_costs_the_gates_is_shared_out():
+    """Their gradients are exact where a state is kept, every 256 tokens here, and go from there to there evenly."""
+    args = problem(1, 600, 1, 8, 8, seed=5, log_gate=-0.05)
+    x, y, lamb, beta = args[0], 1.001 * args[1], args[6], args[5]
+    args[1] = y
+    found, want = mesa_gradients(*args), mesa_gradients_reference(*args)
+    torch.testing.assert_close(found.g[:, ::256], want.g[:, ::256], rtol=1e-10, atol=1e-10)
+    conserved = (y * lamb * x).sum(-1) - beta * found.beta
+    missing = (found.g[0, :-1, 0] - found.g[0, 1:, 0]) - conserved[0, :-1, 0]
+    for share, tokens in zip(missing[[0, 256]], missing[:512].split(256), strict=True):
+        assert share.abs() > 1e-6
+        torch.testing.assert_close(tokens, share.expand(256), rtol=0, atol=1e-10)
+    torch.testing.assert_close(missing[512:], torch.zeros(87, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
 @needs_kernel

@@ -49,7 +49,7 @@ COMMISSURE_INLINE int padded(int n, int vectors = 1) {
 
 constexpr int kMaxColumns = 6;  // 6 columns x 2 vectors + 2 weights + 1 broadcast = 15 of 16 registers
 
-// `single`: always multiplied with one vector, in panels of eight vectors; `several`: with one to six, in panels of two.
+// `single`: always multiplied with one vector, in panels of eight vectors; `several`: with 1 to 6, in panels of two.
 enum class Use { single, several };
 
 template <class T>

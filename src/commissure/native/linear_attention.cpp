@@ -6,9 +6,9 @@
 //
 // in chunks: 4 D E + 4 C max(D, E) operations a token.
 //
-// The backward goes over a head twice: forward in time for the state before every segment of chunks, then back, with the
-// states of a segment's chunks made again.  The gradient of log gamma_s sums what crosses s, of four kinds that are each
-// exact where a gate is zero: from the chunk's start, to its end, inside it, and through it.
+// The backward goes over a head twice: forward in time for the state before every segment of chunks, then back, with
+// the states of a segment's chunks made again.  The gradient of log gamma_s sums what crosses s, of four kinds that are
+// each exact where a gate is zero: from the chunk's start, to its end, inside it, and through it.
 //
 // Compiled once per instruction set (COMMISSURE_CLONE names the clone); see CMakeLists.txt.
 #include "linear_attention_chunk.h"
@@ -29,10 +29,10 @@ class Heads : Chunk<T> {
     using Base = Chunk<T>;
     using typename Base::V;
     using Base::L, Base::C, Base::kOne, Base::m, Base::D, Base::E, Base::Dp, Base::Ep, Base::chunks, Base::segment;
-    using Base::segments, Base::size, Base::gamma, Base::state, Base::k, Base::v, Base::k_room, Base::v_room, Base::written, Base::y, Base::k_t;
-    using Base::within, Base::beta, Base::start, Base::end, Base::total, Base::token, Base::live;
-    using Base::in, Base::out, Base::vec, Base::gather, Base::decay, Base::rows, Base::copy, Base::prefetch;
-    using Base::advance, Base::turn, Base::turn_back, Base::multiply, Base::load_state, Base::store_state, Base::end_of;
+    using Base::segments, Base::size, Base::gamma, Base::state, Base::k, Base::v, Base::k_room, Base::v_room;
+    using Base::written, Base::y, Base::k_t, Base::within, Base::beta, Base::start, Base::end, Base::total, Base::token;
+    using Base::live, Base::in, Base::out, Base::vec, Base::gather, Base::decay, Base::rows, Base::copy, Base::prefetch;
+    using Base::advance, Base::turn, Base::turn_back, Base::multiply, Base::load, Base::store, Base::end_of;
 
    public:
     Heads(const AttentionView& view, bool backward)
@@ -54,7 +54,7 @@ class Heads : Chunk<T> {
             }
         for (int64_t head = first; head < last; ++head) {
             enter(first, head);
-            store_state(out(m.final_state), state);
+            store(out(m.final_state), state, Ep, E);
         }
     }
 
@@ -73,7 +73,7 @@ class Heads : Chunk<T> {
             }
         for (int64_t head = first; head < last; ++head) {
             enter(first, head);
-            load_state(d_state, in(m.d_final));
+            load(d_state, in(m.d_final), Ep, E);
         }
         for (int64_t number = segments - 1; number >= 0; --number)
             for (int64_t head = first; head < last; ++head) {
@@ -82,7 +82,7 @@ class Heads : Chunk<T> {
             }
         for (int64_t head = first; head < last; ++head) {
             enter(first, head);
-            store_state(out(m.d_initial), d_state);
+            store(out(m.d_initial), d_state, Ep, E);
         }
     }
 
@@ -103,7 +103,7 @@ class Heads : Chunk<T> {
     void open(int64_t first, int64_t index) {
         enter(first, index);
         this->open_gates();
-        load_state(state, in(m.initial));
+        load(state, in(m.initial), Ep, E);
     }
     void attend(int64_t t) {
         gather(t);
@@ -194,7 +194,6 @@ class Heads : Chunk<T> {
     void query_gradients(const T* before, T* arriving) {
         multiply(x_t, C, Dp, C, nullptr, 0, {before, size_t(Ep), 1, e_t, C, E});
         weigh(start, q_t, arriving);
-        if (!m.d_q) return;
         turn({d_scores, C}, C, turned);
         for (int i = 0; i < C; ++i)
             for (int j = 0; j < C; j += L) vec(turned + i * C + j) *= beta[i];

@@ -8,7 +8,8 @@ namespace commissure {
 constexpr int kGroup = 8;  // heads one thread works on side by side, at most
 
 // Row-major arrays of float or of double: q, k, d_q, d_k [B,T,H,D]; v, o, d_o, d_v [B,T,H,E]; g, beta, d_g, d_beta
-// [B,T,H], g of double always; states [B,H,D,E].  The Mesa layer's: y as q, lamb [H,D], d_lamb [B,H,D], Grams [B,H,D,D].  A null beta is all ones; the gradient of the queries is left out where d_q is null.
+// [B,T,H], g of double always; states [B,H,D,E].  The Mesa layer's: y as q, lamb [H,D], d_lamb [B,H,D], Grams
+// [B,H,D,D].  A null beta is all ones.
 struct AttentionView {
     int64_t batch, time, heads, dim, value_dim;
     const void *q, *k, *v, *beta, *initial;

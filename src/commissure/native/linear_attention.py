@@ -78,17 +78,15 @@ def linear_attention_backward(
     initial_state: Float[Tensor, "batch heads dim value_dim"],
     d_o: Float[Tensor, "batch time heads value_dim"],
     d_final: Float[Tensor, "batch heads dim value_dim"],
-    *,
-    query: bool = True,
 ) -> tuple[
-    Float[Tensor, "batch time heads dim"] | None,
+    Float[Tensor, "batch time heads dim"],
     Float[Tensor, "batch time heads dim"],
     Float[Tensor, "batch time heads value_dim"],
     Float[Tensor, "batch time heads"],
     Float[Tensor, "batch time heads"],
     Float[Tensor, "batch heads dim value_dim"],
 ]:
-    """Gradients of q (None unless `query`), k, v, g, beta and initial_state, from those of the outputs and last state.
+    """Gradients of q, k, v, g, beta and initial_state, from those of the outputs and last state.
 
     As `linear_attention` in everything else.
 
@@ -98,9 +96,7 @@ def linear_attention_backward(
     [5.0, 2.0, 1.0, 3.0, 2.0, 1.0]
     """
     _check(q, k=k, v=v, g=g, beta=beta, initial_state=initial_state, d_o=d_o, d_final=d_final)
-    d_q, *others = torch.ops.commissure.linear_attention_backward(q, k, v, g, beta, initial_state, d_o, d_final, query)
-    d_k, d_v, d_g, d_beta, d_initial = others
-    return d_q if query else None, d_k, d_v, d_g, d_beta, d_initial
+    return torch.ops.commissure.linear_attention_backward(q, k, v, g, beta, initial_state, d_o, d_final)
 
 
 def _check(q: Tensor, v: Tensor, **others: Tensor | None) -> None:
@@ -128,7 +124,7 @@ _library = torch.library.Library("commissure", "FRAGMENT")
 _OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor g, Tensor? beta, Tensor initial_state"
 _library.define(f"linear_attention({_OPERANDS}) -> (Tensor, Tensor)")
 _library.define(
-    f"linear_attention_backward({_OPERANDS}, Tensor d_o, Tensor d_final, bool query)"
+    f"linear_attention_backward({_OPERANDS}, Tensor d_o, Tensor d_final)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -156,18 +152,15 @@ def _backward(
     initial_state: Tensor,
     d_o: Tensor,
     d_final: Tensor,
-    query: bool,
     clone: str = "",
 ) -> tuple[Tensor, ...]:
-    """The operator on CPU tensors; the gradient of q is empty if it is not wanted."""
+    """The operator on CPU tensors."""
     native = kernels()
     if native is None:
-        d_q, *others = linear_attention_backward_reference(q, k, v, g, beta, initial_state, d_o, d_final, query=query)
-        return q.new_empty(0) if d_q is None else d_q, *others
+        return linear_attention_backward_reference(q, k, v, g, beta, initial_state, d_o, d_final)
     arrays = contiguous(q, k, v, g.double(), beta, initial_state, d_o, d_final)
-    results = _gradients(q, k, v, g, initial_state, query)
-    written = results if query else [None, *results[1:]]
-    native.linear_attention_backward(*addresses(arrays), *addresses(written), *sizes(q, v), clone)
+    results = _gradients(q, k, v, g, initial_state)
+    native.linear_attention_backward(*addresses(arrays), *addresses(results), *sizes(q, v), clone)
     return tuple(results)
 
 
@@ -181,10 +174,10 @@ def _empty(*tensors: Tensor) -> list[Tensor]:
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors]
 
 
-def _gradients(q: Tensor, k: Tensor, v: Tensor, g: Tensor, initial_state: Tensor, query: bool) -> list[Tensor]:
+def _gradients(q: Tensor, k: Tensor, v: Tensor, g: Tensor, initial_state: Tensor) -> list[Tensor]:
     """Memory for all gradients, in q's dtype."""
     d_g, d_beta = (torch.empty(g.shape, dtype=q.dtype, device=q.device) for _ in range(2))
-    d_q, d_k, d_v, d_initial = _empty(q if query else q.new_empty(0), k, v, initial_state)
+    d_q, d_k, d_v, d_initial = _empty(q, k, v, initial_state)
     return [d_q, d_k, d_v, d_g, d_beta, d_initial]
 
 
@@ -214,9 +207,8 @@ def _fake_backward(
     initial_state: Tensor,
     d_o: Tensor,
     d_final: Tensor,
-    query: bool,
 ) -> tuple[Tensor, ...]:
-    return tuple(_gradients(q, k, v, g, initial_state, query))
+    return tuple(_gradients(q, k, v, g, initial_state))
 
 
 _library.impl("linear_attention", _forward, "CPU")

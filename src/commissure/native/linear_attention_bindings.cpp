@@ -32,17 +32,19 @@ template <class Run>
 void attend(AttentionView& m, int products, int threads, const Run& run) {
     const int64_t all = m.batch * m.heads, even = (all + threads - 1) / threads;
     m.group = even < 1 ? 1 : even < kGroup ? even : kGroup;
-    share_out(double(all * m.time) * products * double(m.dim * m.value_dim), (all + m.group - 1) / m.group, threads, run);
+    const double operations = double(all * m.time) * products * double(m.dim * m.value_dim);
+    share_out(operations, (all + m.group - 1) / m.group, threads, run);
 }
 
 // Addresses of contiguous arrays, sizes checked by the door.
-void linear_attention(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t g, uintptr_t beta, uintptr_t initial, uintptr_t o,
-                      uintptr_t final_state, int64_t batch, int64_t time, int64_t heads, int64_t dim,
+void linear_attention(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t g, uintptr_t beta, uintptr_t initial,
+                      uintptr_t o, uintptr_t final_state, int64_t batch, int64_t time, int64_t heads, int64_t dim,
                       int64_t value_dim, bool single, int threads, const std::string& clone) {
     const AttentionKernel& kernel = attention_kernel(clone);
     AttentionView m{};
     m.batch = batch, m.time = time, m.heads = heads, m.dim = dim, m.value_dim = value_dim;
-    m.q = at(q), m.k = at(k), m.v = at(v), m.g = static_cast<const double*>(at(g)), m.beta = at(beta), m.initial = at(initial);
+    m.q = at(q), m.k = at(k), m.v = at(v), m.beta = at(beta), m.initial = at(initial);
+    m.g = static_cast<const double*>(at(g));
     m.o = at(o), m.final_state = at(final_state);
     nb::gil_scoped_release release;
     attend(m, 5, threads, [&] { kernel.forward(m, single); });
@@ -56,7 +58,8 @@ void linear_attention_backward(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t 
     const AttentionKernel& kernel = attention_kernel(clone);
     AttentionView m{};
     m.batch = batch, m.time = time, m.heads = heads, m.dim = dim, m.value_dim = value_dim;
-    m.q = at(q), m.k = at(k), m.v = at(v), m.g = static_cast<const double*>(at(g)), m.beta = at(beta), m.initial = at(initial);
+    m.q = at(q), m.k = at(k), m.v = at(v), m.beta = at(beta), m.initial = at(initial);
+    m.g = static_cast<const double*>(at(g));
     m.d_o = at(d_o), m.d_final = at(d_final), m.d_q = at(d_q), m.d_k = at(d_k), m.d_v = at(d_v), m.d_g = at(d_g);
     m.d_beta = at(d_beta), m.d_initial = at(d_initial);
     nb::gil_scoped_release release;
@@ -71,7 +74,8 @@ void mesa_gradients(uintptr_t x, uintptr_t y, uintptr_t k, uintptr_t v, uintptr_
     const AttentionKernel& kernel = attention_kernel(clone);
     AttentionView m{};
     m.batch = batch, m.time = time, m.heads = heads, m.dim = dim, m.value_dim = value_dim;
-    m.q = at(x), m.k = at(k), m.v = at(v), m.g = static_cast<const double*>(at(g)), m.beta = at(beta), m.initial = at(h_kv);
+    m.q = at(x), m.k = at(k), m.v = at(v), m.beta = at(beta), m.initial = at(h_kv);
+    m.g = static_cast<const double*>(at(g));
     m.d_o = at(d_o), m.d_final = at(d_h_kv_final), m.d_k = at(d_k), m.d_v = at(d_v), m.d_g = at(d_g);
     m.d_beta = at(d_beta), m.d_initial = at(d_h_kv);
     m.y = at(y), m.lamb = at(lamb), m.gram = at(h_kk), m.d_gram_final = at(d_h_kk_final);

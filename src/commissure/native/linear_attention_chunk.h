@@ -1,9 +1,9 @@
 // One chunk of gated linear attention and the state it leaves: what the kernels over heads are made of.
 //
-// Chunks are so short that their own triangle is a small part of the work, and the state stays in the first-level cache.
-// Decays inside a chunk are products of its gates, in float64: nothing is divided, so that gates of zero and products that
-// underflow are exact.  Products are of two shapes: vectors over the elements of a row, or, where a state is contracted over
-// those, vectors over the chunk's tokens, so that no state is ever transposed.
+// Chunks are so short that their own triangle is a small part of the work, and the state stays in the nearest cache.
+// Decays inside a chunk are products of its gates, in float64: nothing is divided, so that gates of zero and products
+// that underflow are exact.  Products are of two shapes: vectors over the elements of a row, or, where a state is
+// contracted over those, vectors over the chunk's tokens, so that no state is ever transposed.
 //
 // Included by translation units compiled once per instruction set: everything is in an unnamed namespace.
 #pragma once
@@ -84,12 +84,13 @@ class Chunk {
         for (int64_t t = 0; t < m.time; ++t) gamma[t] = std::exp(m.g[(b * m.time + t) * m.heads + h]);
     }
     int64_t end_of(int64_t number) const { return number + 1 < segments ? (number + 1) * segment : chunks; }
-    void load_state(T* to, const T* from) {
-        std::memset(to, 0, size * sizeof(T));
-        for (int i = 0; i < D; ++i) copy(to + size_t(i) * Ep, from + (size_t(head) * D + i) * E, E);
+    // A state of the head in work, between [B,H,D,columns] and rows of `width` with zeros after the last.
+    void load(T* to, const T* from, int width, int columns) const {
+        std::memset(to, 0, size_t(Dp) * width * sizeof(T));
+        for (int i = 0; i < D; ++i) copy(to + size_t(i) * width, from + (size_t(head) * D + i) * columns, columns);
     }
-    void store_state(T* to, const T* from) const {
-        for (int i = 0; i < D; ++i) copy(to + (size_t(head) * D + i) * E, from + size_t(i) * Ep, E);
+    void store(T* to, const T* from, int width, int columns) const {
+        for (int i = 0; i < D; ++i) copy(to + (size_t(head) * D + i) * columns, from + size_t(i) * width, columns);
     }
     // The chunk's keys, values and decays to its end; tokens after the last write nothing and forget nothing.
     void gather(int64_t t) {
@@ -186,10 +187,10 @@ class Chunk {
             }
         }
     }
-    // result[m][j] = scale[each * m] result[m][j] + products, result not read where scale is null; where it is symmetric,
-    // its upper triangle, in whole blocks.
-    COMMISSURE_INLINE static void multiply(T* result, int width, int n_rows, int columns, const T* scale, int each, Product<T> p,
-                                           Product<T> more = {}, bool is_symmetric = false) {
+    // result[m][j] = scale[each * m] result[m][j] + products, result not read where scale is null; where it is
+    // symmetric, its upper triangle, in whole blocks.
+    COMMISSURE_INLINE static void multiply(T* result, int width, int n_rows, int columns, const T* scale, int each,
+                                           Product<T> p, Product<T> more = {}, bool is_symmetric = false) {
         for (int j = 0; j < columns; j += N * L)
             for (int i = 0; i < n_rows && (!is_symmetric || i < j + N * L); i += M) {
                 V c[M][N] = {};

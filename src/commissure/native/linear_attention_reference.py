@@ -38,10 +38,8 @@ def linear_attention_backward_reference(
     initial_state: Float[Tensor, "batch heads dim value_dim"],
     d_o: Float[Tensor, "batch time heads value_dim"],
     d_final: Float[Tensor, "batch heads dim value_dim"],
-    *,
-    query: bool = True,
 ) -> tuple[
-    Float[Tensor, "batch time heads dim"] | None,
+    Float[Tensor, "batch time heads dim"],
     Float[Tensor, "batch time heads dim"],
     Float[Tensor, "batch time heads value_dim"],
     Float[Tensor, "batch time heads"],
@@ -69,7 +67,7 @@ def linear_attention_backward_reference(
         d_v[:, t] = strength[:, t, :, None] * torch.einsum("bhde,bhd->bhe", d_state, k[:, t])
         d_state = g[:, t, :, None, None].exp().to(k.dtype) * d_state
         d_g[:, t] = (d_state * states[t]).sum((-2, -1))
-    return d_q if query else None, d_k, d_v, d_g, d_beta, d_state
+    return d_q, d_k, d_v, d_g, d_beta, d_state
 
 
 def _states(k: Tensor, v: Tensor, g: Tensor, beta: Tensor | None, initial_state: Tensor) -> list[Tensor]:

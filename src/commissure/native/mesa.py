@@ -14,7 +14,7 @@
     q*_t             x           solution
 
 `mesa_solve` solves, `mesa_step` makes one whole step of decoding: output and both states in one call.  The kernel
-factors as many systems at once as a vector register has lanes: D^3/3 + 3 D^2 operations per token and head.  In float32,
+factors as many systems at once as a vector register has lanes: D^3/3 + 3 D^2 operations a token and head.  In float32,
 without dof, sixteen tokens share one inverse where that takes fewer: D^3/16 + (n + 1) (2 D^2 + 48 D) with n
 applications, about 4 at gamma = .99, n from the product of the gates; to rounding too.  Other tokens, and those whose
 condition number may exceed 64, keep a factorization each.

@@ -86,6 +86,8 @@ class Anchor {
     // Token l's; the next group's lie `away` from them, the solution goes `to`.
     void load(int l, const T* query, const T* key, const T* to, int64_t away) {
         copy(queries + size_t(l) * n, query);
+        // The solution there before was as wide as n; where it was not finite, so was what fills up.
+        std::memset(queries + size_t(l) * n + D, 0, size_t(n - D) * sizeof(T));
         copy(keys + size_t(l) * n, key);
         // A head's rows lie apart: they are asked for before their time.
         for (int j = 0; j < D; j += 64 / int(sizeof(T))) {

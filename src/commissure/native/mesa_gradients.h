@@ -2,7 +2,7 @@
 // y_t = (H_t + Lambda)^-1 G_t^T e_t (e_t the gradient of o_t = G_t x_t):
 //
 //   R_t = x_t e_t^T + gamma_{t+1} R_{t+1}                      (gradient of G_t^T, the state here)
-//   W_t = -x_t y_t^T - y_t x_t^T + gamma_{t+1} W_{t+1}          (twice that of H_t: symmetric, its upper triangle is kept)
+//   W_t = -x_t y_t^T - y_t x_t^T + gamma_{t+1} W_{t+1}          (twice that of H_t: symmetric, the upper half is kept)
 //   dk_t = beta_t (R_t v_t + W_t k_t),   dv_t = beta_t R_t^T k_t,   dbeta_t = (k_t^T W_t k_t) / 2 + k_t^T R_t v_t
 //
 // The gradient of log gamma where a segment begins is the product of the state there and of its gradient.  Inside, the
@@ -18,8 +18,8 @@
 namespace commissure {
 namespace {
 
-// From one state that is kept to the next, in segments of `Heads`: rounding adds up in the gates' gradients between them
-// (at 4, twice that of all states kept), and memory that is fresh in every call costs more than what it holds.
+// From one state that is kept to the next, in segments of `Heads`: rounding adds up in the gates' gradients between
+// them (at 4, twice that of all states kept), and memory that is fresh in every call costs more than what it holds.
 constexpr int kAnchor = 4;
 
 // What is kept of one head while others of the group are worked on: of G^T (state) and of H (gram).
@@ -39,12 +39,13 @@ class MesaHeads : Chunk<T> {
     using Base::k_t, Base::within, Base::h, Base::beta, Base::start, Base::end, Base::total, Base::token, Base::live;
     using Base::in, Base::out, Base::vec, Base::gather, Base::decay, Base::rows, Base::copy, Base::prefetch;
     using Base::weighted, Base::loose, Base::turn, Base::turn_back, Base::multiply, Base::end_of;
+    using Base::load, Base::store;
 
    public:
     explicit MesaHeads(const AttentionView& view)
         : Base(view), gram_size(size_t(Dp) * Dp), x_room(k_room.size()), y_room(k_room.size()), e_room(v_room.size()),
-          x_decayed(k_room.size()), y_decayed(k_room.size()), v_t(v_room.size()), d_k(k_room.size()), row(k_room.size()),
-          lamb(size_t(Dp)), scores(within.size()), minus(within.size()), slopes(within.size()) {
+          x_decayed(k_room.size()), y_decayed(k_room.size()), v_t(v_room.size()), d_k(k_room.size()),
+          row(k_room.size()), lamb(size_t(Dp)), scores(within.size()), minus(within.size()), slopes(within.size()) {
         segment *= kAnchor, segments = (this->chunks + segment - 1) / segment;
         change = Buffer<double>(size_t(segment) * C);
         for (int i = 0; i < m.group; ++i)
@@ -110,13 +111,6 @@ class MesaHeads : Chunk<T> {
         for (int i = 0; i < D; ++i)
             for (int j = 0; j < D; ++j) twice[size_t(i) * Dp + j] = d_final[i * D + j] + d_final[j * D + i];
         std::memset(own->d_lamb, 0, size_t(Dp) * sizeof(double));
-    }
-    void load(T* to, const T* from, int width, int columns) {
-        std::memset(to, 0, size_t(Dp) * width * sizeof(T));
-        for (int i = 0; i < D; ++i) copy(to + size_t(i) * width, from + (size_t(head) * D + i) * columns, columns);
-    }
-    void store(T* to, const T* from, int width, int columns) {
-        for (int i = 0; i < D; ++i) copy(to + (size_t(head) * D + i) * columns, from + size_t(i) * width, columns);
     }
 
     // The states after a chunk.

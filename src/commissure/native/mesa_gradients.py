@@ -13,12 +13,15 @@ the others are those of
     H_t, G_t^T       h_kk, h_kv  states, key-major; h_kk symmetric
 
 Against two backwards of `linear_attention`, one product with a state replaces two, half of the Gram and of its gradient
-is enough, and the gates' gradients follow from a conservation law instead of from the states (mesa_gradients.h).
+is enough, and the gates' gradients follow from a conservation law instead of from the states (mesa_gradients.h).  The
+law's terms are as large as the outputs', whatever the gate: heads where some gate is below exp(`FAST`) take theirs, which
+are proportional to the gate, from the two backwards.
 Source: von Oswald et al., arXiv 2506.05233, appendix D.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -27,10 +30,12 @@ from torch import Tensor
 
 from commissure.core.errors import InputError
 from commissure.native import kernels
-from commissure.native.linear_attention import addresses, contiguous, sizes
+from commissure.native.linear_attention import addresses, contiguous, linear_attention_backward, sizes
 from commissure.native.linear_attention_reference import linear_attention_backward_reference
 
 __all__ = ["MesaGradients", "mesa_gradients", "mesa_gradients_reference"]
+
+FAST = -1.0  # above it, the law's rounding costs a gate's gradient less than three times its own
 
 
 class MesaGradients(NamedTuple):
@@ -61,7 +66,7 @@ def mesa_gradients(
 ) -> MesaGradients:
     """Gradients from those of the outputs and of the last states; that of h_kk is symmetric.
 
-    `y` must be the solution: the gates' gradients are as exact as it is.  CPU tensors, all float32 or all float64, but
+    `y` must be the solution: the gates' gradients rest on it.  CPU tensors, all float32 or all float64, but
     g may be float64 beside float32; any time >= 0.  Runs on up to `torch.get_num_threads()` threads, with the same
     bits for any number.  Raises InputError for shapes or dtypes that do not fit.
 
@@ -160,6 +165,14 @@ def _gradients(
     results = _empty(k, v, beta, lamb.expand(len(x), *lamb.shape), h_kk, h_kv)
     native.mesa_gradients(*addresses(arrays), *addresses(results), *sizes(x, v), clone)
     results[4] = results[4].sum(0)
+    fast = ((g < FAST) & (g > -math.inf)).any(1).any(0)
+    if bool(fast.any()):
+        # The kernel sums the gates' gradients from terms of the size of the outputs': far above those of a gate near 0.
+        x, y, k, v, g, beta = (part[:, :, fast] for part in (x, y, k, v, g, beta))
+        h_kk, h_kv, d_h_kk, d_h_kv = (part[:, fast] for part in (h_kk, h_kv, d_h_kk, d_h_kv))
+        value = linear_attention_backward(x, k, v, g, beta, h_kv, d_o[:, :, fast], d_h_kv)
+        gram = linear_attention_backward(x, k, k, g, beta, h_kk, y, -d_h_kk)
+        results[2][:, :, fast] = value[3] - gram[3]
     return tuple(results)
 
 

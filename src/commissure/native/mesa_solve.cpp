@@ -3,7 +3,7 @@
 //   H_t = exp(g_t) H_{t-1} + beta_t k_t k_t^T,   (H_t + diag(lamb)) x_t = q_t
 //
 // Many tokens of one head (or, for short inputs, one token of many heads) are put side by side in SIMD lanes and
-// factored at once.  Within a group of tokens, A_t = zeta_t H_c + local_t + diag(lamb) from the group's start state H_c,
+// factored at once.  In a group of tokens, A_t = zeta_t H_c + local_t + diag(lamb) from the group's start state H_c,
 // which is kept in float64, so that rounding does not pile up over long sequences.  Single precision loses about 1e-7
 // times the condition number: where a bound on it (the largest row sum of H over the smallest lamb) is large, one step
 // of iterative refinement with residuals in float64 repairs it.  Where it is small and the gates are close to 1, groups
@@ -354,7 +354,8 @@ class Worker {
             T *to = out(m.h_kv_final) + size_t(first + l) * D * E, *o = out(m.o) + size_t(first + l) * E;
             const T *key = keys + size_t(l) * wide, *x = rows + size_t(l) * wide;
             std::memset(o, 0, E * sizeof(T));
-            for (int i = 0; i < D; ++i) read_row(from + i * E, to + i * E, value, o, E, gamma[l], beta[l] * key[i], x[i]);
+            for (int i = 0; i < D; ++i)
+                read_row(from + i * E, to + i * E, value, o, E, gamma[l], beta[l] * key[i], x[i]);
         }
     }
     static void read_row(const T* __restrict from, T* __restrict to, const T* __restrict value, T* __restrict o,

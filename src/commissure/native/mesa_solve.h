@@ -12,7 +12,7 @@ struct MesaView {
     void *x, *h_final, *dof;  // dof: null when not wanted
     int64_t next;             // the next task nobody has taken yet
     int64_t failed;           // smallest index into [B,T,H] of a system that is not positive definite; -1 for none
-    // Of a step (time 1), which has an output instead of x: v, o [B,1,H,E]; h_kv, h_kv_final [B,H,D,E].  Null otherwise.
+    // Of a step (time 1), which has an output instead of x: v, o [B,1,H,E]; h_kv, h_kv_final [B,H,D,E].  Else null.
     int64_t value_dim = 0;
     const void *v = nullptr, *h_kv = nullptr;
     void *o = nullptr, *h_kv_final = nullptr;

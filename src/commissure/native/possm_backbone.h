@@ -132,7 +132,8 @@ struct Layer {
             Vec<T> real{}, imaginary{};
             for (int n = 0; n < modes; ++n) {
                 const size_t i = (size_t(block) * modes + n) * L;
-                const Vec<T> re = load(state + i), im = load(state + half + i), ar = load(a_re + i), ai = load(a_im + i);
+                const Vec<T> re = load(state + i), im = load(state + half + i);
+                const Vec<T> ar = load(a_re + i), ai = load(a_im + i);
                 const Vec<T> next_re = ar * re - ai * im, next_im = ar * im + ai * re;
                 store(ready + i, next_re);
                 store(ready + half + i, next_im);
@@ -167,16 +168,20 @@ struct Layer {
         T *past = state, *h = state + size_t(W) * (taps - 1);
         first.apply(x, bias_first, both);
         for (int i = 0; i < W; i += L) {
-            Vec<T> total = load(conv_weight + size_t(taps) * W + i) + load(conv_weight + size_t(taps - 1) * W + i) * load(both + i);
-            for (int t = 0; t < taps - 1; ++t) total += load(conv_weight + size_t(t) * W + i) * load(past + size_t(t) * W + i);
-            for (int t = 0; t < taps - 1; ++t) store(past + size_t(t) * W + i, t + 2 < taps ? load(past + size_t(t + 1) * W + i) : load(both + i));
+            const T *weight = conv_weight + i, *now = both + i;
+            T* before = past + i;
+            Vec<T> total = load(weight + size_t(taps) * W) + load(weight + size_t(taps - 1) * W) * load(now);
+            for (int t = 0; t < taps - 1; ++t) total += load(weight + size_t(t) * W) * load(before + size_t(t) * W);
+            for (int t = 0; t < taps - 1; ++t)
+                store(before + size_t(t) * W, t + 2 < taps ? load(before + size_t(t + 1) * W) : load(now));
             store(conv + i, total * sigmoid_v<T>(total));
         }
         second.apply(conv, bias_second, mixed);
         third.apply(mixed, bias_third, rate);
         const T *input_gain = mixed + rank, *output_gain = mixed + rank + modes;
         for (int i = 0; i < W; i += L) {
-            const Vec<T> dt = softplus_v<T>(load(rate + i)), u = load(conv + i), driven = dt * u, z = load(both + W + i);
+            const Vec<T> dt = softplus_v<T>(load(rate + i)), u = load(conv + i), driven = dt * u;
+            const Vec<T> z = load(both + W + i);
             Vec<T> total = load(gain + i) * u;
             for (int n = 0; n < modes; ++n) {
                 const size_t k = size_t(i) * modes + size_t(n) * L;
@@ -189,7 +194,8 @@ struct Layer {
         fourth.apply(gated, bias_second, y);
     }
 
-    // The state between the padded layout and the documented one: GRU h[R]; S4D re[R, N], im[R, N]; Mamba past[K - 1, E], h[E, N].
+    // The state between the padded layout and the documented one: GRU h[R]; S4D re[R, N], im[R, N]; Mamba
+    // past[K - 1, E], h[E, N].
     size_t public_size() const {
         if (kind == Backbone::gru) return width;
         if (kind == Backbone::s4d) return 2 * size_t(width) * modes;

@@ -1,7 +1,7 @@
 // What stays fixed while POSSM's step runs: weights packed for the kernels, tables of rotations, and their layout.
 //
-// Heads are kept split: [first of each pair | second of each pair | not rotated], each padded to whole vectors.  Unit rows
-// hold A, B and the value (see possm_step.cpp); everything is computed in float64 and rounded once.
+// Heads are kept split: [first of each pair | second of each pair | not rotated], each padded to whole vectors.  Unit
+// rows hold A, B and the value (see possm_step.cpp); everything is computed in float64 and rounded once.
 #pragma once
 
 #include <cmath>
@@ -18,7 +18,8 @@ template <class T>
 struct Split {
     int frequencies, width, pairs, rest, size;  // pairs, rest: padded
     Split(int frequencies_, int width_)
-        : frequencies(frequencies_), width(width_), pairs(padded<T>(frequencies_, 2)), rest(padded<T>(width - 2 * frequencies_, 4)),
+        : frequencies(frequencies_), width(width_), pairs(padded<T>(frequencies_, 2)),
+          rest(padded<T>(width - 2 * frequencies_, 4)),
           size(2 * pairs + rest) {}
     int at(int h) const {
         if (h >= 2 * frequencies) return 2 * pairs + h - 2 * frequencies;
@@ -48,7 +49,8 @@ void layer_norm(const T* x, int n, const T* weight, const T* bias, T* y) {
     T variance = sum<T>(squares);
     for (int i = whole; i < n; ++i) variance += (x[i] - mean) * (x[i] - mean);
     const T scale = T(1) / std::sqrt(variance / T(n) + T(1e-5));
-    for (int i = 0; i < padded<T>(n); i += L) store(y + i, (load(x + i) - mean) * scale * load(weight + i) + load(bias + i));
+    for (int i = 0; i < padded<T>(n); i += L)
+        store(y + i, (load(x + i) - mean) * scale * load(weight + i) + load(bias + i));
 }
 
 template <class T>
@@ -145,7 +147,8 @@ Model<T>::Model(const PossmView& w, const double* times, int n_times)
     : softmax(w.softmax), null_always(w.null_always), context(w.context), dim(w.dim), wide(padded<T>(w.dim, 4)),
       hidden(w.hidden), hidden_wide(padded<T>(w.hidden, 4)), outputs(w.outputs), n_layers(w.n_layers),
       default_times(n_times), chunk_s(w.chunk_s), token(w.frequencies, w.softmax ? w.head : w.dim),
-      head(w.frequencies, w.head), inverse_period(w.frequencies), ffn(w.ffn, w.dim, Use::single), has_in(w.in_weight != nullptr),
+      head(w.frequencies, w.head), inverse_period(w.frequencies), ffn(w.ffn, w.dim, Use::single),
+      has_in(w.in_weight != nullptr),
       has_decoder_ffn(w.has_decoder_ffn), has_norm(w.context_norm_weight != nullptr) {
     for (int f = 0; f < w.frequencies; ++f) inverse_period[f] = 1.0 / w.periods[f];
     build_encoder(w);
@@ -169,7 +172,8 @@ void Model<T>::build_encoder(const PossmView& w) {
     base = copied<T>(w.latent, dim, wide);
     null_total = Buffer<T>(token.size);
     for (int u = 0; u < w.units; ++u)
-        for (int h = 0; h < width; ++h) units[size_t(u) * row + values + token.at(h)] = T(w.unit_value[size_t(u) * width + h]);
+        for (int h = 0; h < width; ++h)
+            units[size_t(u) * row + values + token.at(h)] = T(w.unit_value[size_t(u) * width + h]);
     if (!softmax) return;
     const double scale = 1.0 / std::sqrt(double(w.head));
     const double* q = w.query;
@@ -200,7 +204,8 @@ void Model<T>::build_encoder(const PossmView& w) {
     // Columns of padding stay zero: the sum over split dimensions is the sum over the head's.
     Buffer<double> split(size_t(dim) * token.size);
     for (int i = 0; i < dim; ++i)
-        for (int h = 0; h < width; ++h) split[size_t(i) * token.size + token.at(h)] = w.out_weight[size_t(i) * width + h];
+        for (int h = 0; h < width; ++h)
+            split[size_t(i) * token.size + token.at(h)] = w.out_weight[size_t(i) * width + h];
     out = Matrix<T>(dim, token.size, [&](int i, int j) { return split[size_t(i) * token.size + j]; });
 }
 

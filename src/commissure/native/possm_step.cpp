@@ -1,10 +1,11 @@
 // The streaming step of POSSM (arXiv 2506.05320), exact: the numbers of the offline model, spike by spike.
 //
 // Encoder, one latent at the chunk's center, unit i's projected key k and value v, d the spike's time from the center:
-//   score = c_i + sum_f A_if cos(w_f d) + B_if sin(w_f d),  A = (q1 k1 + q2 k2) / sqrt(H),  B = (q2 k1 - q1 k2) / sqrt(H)
+//   score = c_i + sum_f A_if cos(w_f d) + B_if sin(w_f d),
+//   A = (q1 k1 + q2 k2) / sqrt(H),  B = (q2 k1 - q1 k2) / sqrt(H)
 //   o     = sum_n softmax_n R(d_n) v_n, kept as running (max, sum, total), so that spikes fold in as they arrive
 // Decoder: keys and values of the latest hidden states stay in a ring; queries rotated for the default output times are
-// tables.  Heads are kept split: [first of each pair | second of each pair | not rotated], each padded to whole vectors.
+// tables.  Heads are kept split: [first of each pair | second of each pair | not rotated], all padded to whole vectors.
 //
 // Compiled once per instruction set (COMMISSURE_CLONE names the clone); see CMakeLists.txt.
 #include "possm_step.h"
@@ -114,7 +115,9 @@ class Engine final : public PossmStep {
     int contexts = 0, head = 0;  // hidden states seen (at most `context`), place of the newest in the ring
     bool is_ready = false;
 
-    T* slot(int age) const { return const_cast<Buffer<T>&>(ring) + size_t((head + m.context - age) % m.context) * 2 * m.head.size; }
+    T* slot(int age) const {
+        return const_cast<Buffer<T>&>(ring) + size_t((head + m.context - age) % m.context) * 2 * m.head.size;
+    }
 
     void open() {
         spikes = 0;
@@ -346,11 +349,13 @@ bool elementary(const char* name, const double* x, double* y, size_t n) {
 #define COMMISSURE_JOIN_(a, b) a##_##b
 #define COMMISSURE_JOIN(a, b) COMMISSURE_JOIN_(a, b)
 
-PossmStep* COMMISSURE_JOIN(possm_step, COMMISSURE_CLONE)(const PossmView& weights, const double* offsets, size_t n, bool single) {
+PossmStep* COMMISSURE_JOIN(possm_step, COMMISSURE_CLONE)(const PossmView& weights, const double* offsets, size_t n,
+                                                         bool single) {
     return single ? make<float>(weights, offsets, n) : make<double>(weights, offsets, n);
 }
 
-bool COMMISSURE_JOIN(elementary, COMMISSURE_CLONE)(const char* name, bool single, const double* x, double* y, size_t n) {
+bool COMMISSURE_JOIN(elementary, COMMISSURE_CLONE)(const char* name, bool single, const double* x, double* y,
+                                                   size_t n) {
     return single ? elementary<float>(name, x, y, n) : elementary<double>(name, x, y, n);
 }
 

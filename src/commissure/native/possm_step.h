@@ -44,12 +44,13 @@ class PossmStep {
    public:
     virtual ~PossmStep();
     virtual void reset() = 0;
-    // Fold n spikes into the open chunk: rows of the unit table, times relative to the chunk's center; both checked before.
+    // Fold n spikes into the open chunk: rows of the unit table, times relative to the chunk's center; both checked.
     virtual void fold(const int64_t* units, const double* offsets, size_t n) = 0;
     // Close the chunk; with n > 0 also read out at n times relative to its end (offsets null: the default ones).
     virtual void close(const double* offsets, size_t n, double* out) = 0;
     virtual void idle() = 0;
-    // State, as doubles: [spikes, contexts, idle done, max, sum, total[value width], keys, values (newest first), layers]
+    // State, as doubles: [spikes, contexts, idle done, max, sum, total[value width], keys, values (newest first),
+    // layers]
     virtual size_t state_size() const = 0;
     virtual void save(double* out) const = 0;
     virtual void load(const double* in) = 0;

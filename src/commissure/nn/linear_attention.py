@@ -280,9 +280,7 @@ def attend_backward(
     dtype = compute_dtype(q, k, v)
     if native:
         first = states[0].view(d_final.shape)
-        d_q, *others = linear_attention_backward(*in_dtype(dtype, q, k, v, g, beta, first, d_o, d_final))
-        assert d_q is not None
-        return Gradients(d_q, *others)
+        return Gradients(*linear_attention_backward(*in_dtype(dtype, q, k, v, g, beta, first, d_o, d_final)))
     grads = Gradients(
         q=torch.empty_like(q, dtype=dtype, memory_format=torch.contiguous_format),
         k=torch.empty_like(k, dtype=dtype, memory_format=torch.contiguous_format),
