@@ -91,7 +91,7 @@ def fit(
     from commissure.train import Checkpoint
     from commissure.train.progress import progress_bar
 
-    check_target(out / _MODEL if out.is_dir() else out, "out")
+    _check_folder(out)
     fields = {**FitConfig.from_preset(recipe).model_dump(), **_pairs(settings)}
     config = FitConfig(**fields if steps is None else {**fields, "steps": steps})
     setting = Setting.from_preset(
@@ -371,6 +371,11 @@ def _pairs(entries: tuple[str, ...]) -> dict[str, Any]:
         except json.JSONDecodeError:
             given[key] = value
     return given
+
+
+def _check_folder(out: Path) -> None:
+    if not out.parent.is_dir() or (out.exists() and not out.is_dir()):
+        raise InputError("out", str(out), "a folder, or a new one in an existing folder")
 
 
 def _device(name: str) -> Any:
