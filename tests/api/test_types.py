@@ -31,10 +31,10 @@ def _main() -> None:
     with install_import_hook(list(CHECKED), "__main__.check"):
         import commissure.core
         import commissure.decode
-        import commissure.metahmm
         import commissure.native.possm
         import commissure.nn  # noqa: F401
         from commissure.mesa import inspect, set_test_time_compute, to_fla  # noqa: F401 (names load on first use)
+        from commissure.metahmm import MonteCarloPredictor, SequenceDataset, Trained, show  # noqa: F401
     for part in (_refused, _mixers, _mesa, _tasks, _metahmm, _baselines, _possm_and_streams, _spine):
         part()
 
@@ -153,8 +153,28 @@ def _tasks() -> None:
 
 
 def _metahmm() -> None:
-    from commissure.metahmm import MetaHMM, SequenceDataset
+    import torch
+
+    from commissure.metahmm import (
+        BayesOracle,
+        EntropyGate,
+        ExactConditional,
+        FactorEmbedding,
+        FactorPosterior,
+        HMMFilter,
+        LatentFlow,
+        MetaHMM,
+        MonteCarloPredictor,
+        OraclePosterior,
+        SequenceDataset,
+        Setting,
+        SoftPrefix,
+        Trained,
+        evaluate_divergence,
+    )
+    from commissure.metahmm.fit import ContextCodes, FitConfig, fit, implicit_stack
     from commissure.metahmm.sample import sample_reference
+    from commissure.metahmm.show import ambiguity, facts
 
     for variant in ("corrected", "reference"):
         env = MetaHMM.from_preset("e64", seed=0, variant=variant)
@@ -164,6 +184,40 @@ def _metahmm() -> None:
         drawn = dataset.batch(0)
         assert drawn.is_scored.shape == drawn.task_by_position.shape == (3, 5)
         sample_reference(env, split.ood[:2], 4, seed=0)
+        facts(env)
+        ambiguity(env, n_sequences=2, length=3)
+        for dtype, prune, rescale in ((torch.float64, 0.0, "task"), (torch.float32, 1e-8, "joint")):
+            oracle = BayesOracle(env, dtype=dtype, prune=prune, rescale=rescale, on_impossible="-inf")
+            tokens, lengths = drawn.tokens, drawn.lengths
+            oracle.factor_marginals(tokens, lengths)
+            oracle.epistemic(tokens, lengths)
+            oracle.sample_tasks(tokens, 2, seed=0, every_position=True)
+            oracle.step(tokens[:, 0], oracle.init_state(3))
+    BayesOracle.from_hmms(torch.ones(2, 1), torch.ones(2, 1, 1), torch.full((2, 1, 3), 1 / 3)).task_posterior(
+        tokens % 3
+    )
+    HMMFilter(env.initial, env.transitions, env.emissions)(torch.ones(1, 2, env.n_obs, dtype=torch.float64))
+    setting, quick = Setting.from_preset("e64", seed=0), FitConfig(steps=1, batch_size=2, length=4)
+    env, model = setting.environment(), implicit_stack("cpu", vocab=10)
+    fit(model, env, config=quick)
+    told = SoftPrefix(implicit_stack("cpu", vocab=10, mixer="gru"), 8, embedding=FactorEmbedding(env.factor_sizes, 8))
+    sampler = FactorPosterior(implicit_stack("cpu", vocab=10, mixer="gru"), env.factor_sizes)
+    by_code, codes = SoftPrefix(implicit_stack("cpu", vocab=10), 64), ContextCodes(env, model, length=3)
+    flow = LatentFlow(implicit_stack("cpu", vocab=10), 64)
+    for part, code in ((told, None), (sampler, None), (by_code, codes), (flow, codes)):
+        fit(part, env, codes=code, config=quick)
+    gate = {"gate": EntropyGate(0.1), "fallback": model}
+    for predictor in (
+        MonteCarloPredictor(told, sampler, n_samples=3, weighting="importance", **gate),
+        MonteCarloPredictor(told, sampler, n_samples=3, weighting="smc"),
+        MonteCarloPredictor(by_code, flow, n_samples=2),
+        MonteCarloPredictor(ExactConditional(env), OraclePosterior(BayesOracle(env)), n_samples=2, weighting="smc"),
+    ):
+        predictor.flops_per_token(predictor(tokens))
+        evaluate_divergence(predictor, tokens, oracle=BayesOracle(env), n_resamples=100)
+    with tempfile.TemporaryDirectory() as folder:
+        Trained(model, setting, env).save(Path(folder) / "model")
+        Trained.load(Path(folder) / "model")
     print("metahmm")
 
 
