@@ -48,7 +48,15 @@ for _name, (_path, _help) in COMMANDS.items():
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default `sys.argv`) and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    is_first = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        return _run(arguments, is_first)
+    except KeyboardInterrupt:
+        print("commissure: interrupted; what was finished is kept", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def _run(arguments: Sequence[str], is_first: bool) -> int:
     try:
         _check_command(arguments)
         code = app(arguments, exit_on_error=False, print_error=is_first)
@@ -58,9 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not is_first or isinstance(error, InputError):  # the others of the first are printed by cyclopts
             print(f"commissure: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    except KeyboardInterrupt:
-        print("commissure: interrupted; what was finished is kept", file=sys.stderr)  # noqa: T201
-        return 130
     except CommissureError as error:
         print(f"commissure: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
         return 3

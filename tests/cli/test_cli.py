@@ -95,12 +95,18 @@ def test_another_process_of_torchrun_waits_for_the_first(
     monkeypatch.setattr(cli.time, "sleep", lambda seconds: heard.append(capsys.readouterr().err))
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert cli.main(arguments) == 2
+    assert heard == [], "the variable alone is not torchrun"
+    capsys.readouterr()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert cli.main(arguments) == 2
     assert heard == [""], "silent, until the first must be through"
     assert arguments[-1] in capsys.readouterr().err, "an error of its own is not lost"
     monkeypatch.setattr(cli.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)
     assert capsys.readouterr().err == "", "ended by torchrun, after the first had spoken"
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGINT))
+    assert cli.main(arguments) == 130
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,7 +189,7 @@ def test_only_slow_forgetting_shares_an_inverse(clone: str) -> None:
 def test_easy_and_hard_stretches_of_one_sequence_follow_one_another(clone: str) -> None:
     args = slow_forgetting(1, 200, 2, 64, seed=4)
     g, beta = args[2], args[3]
-    beta[:, 60] = 300.0  # ill-conditioned until it is forgotten
+    beta[:, 60] = 200.0  # ill-conditioned until it is forgotten
     g[:, 100:103] = -3.0
     g[:, 140:150] = -0.5  # well-conditioned, but too many applications
     x, h_kk, _ = mesa._solve(*args, False, clone)

@@ -9,7 +9,8 @@ value is the median over its turns.
     hybrid_mixed             CG-30 / torch-only hybrid, D = 64, heads that forget at four rates, power-law keys
     error                    max |o - exact| / max |exact| of the kernel, the largest of all cases
     decode                   best CG-30 loop / layer, one token of 8 heads of 128
-    of_sgemm_D               the kernel's rate (D^3 / 3 + 3 D^2 operations a token and head) over that of sgemm(256)
+    of_sgemm_D               the kernel's rate over that of sgemm(256), by the D^3 / 3 + 3 D^2 operations that one
+                             factorization a token and head takes; it needs fewer where gates are close to 1
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ the others are those of
 
 Against two backwards of `linear_attention`, one product with a state replaces two, half of the Gram and of its gradient
 is enough, and the gates' gradients follow from a conservation law instead of from the states (mesa_gradients.h).  The
-law's terms are as large as the outputs', whatever the gate: heads where some gate is below exp(`FAST`) take theirs, which
-are proportional to the gate, from the two backwards.
+law's terms are as large as the outputs', whatever the gate: heads where some gate is below exp(`FAST`) take theirs,
+which are proportional to the gate, from the two backwards.
 Source: von Oswald et al., arXiv 2506.05233, appendix D.
 """
 

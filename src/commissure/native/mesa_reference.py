@@ -47,7 +47,7 @@ def mesa_solve_reference(
         is_bad = (info != 0) | ~torch.isfinite(factor).all(-1).all(-1)
         if is_bad.any():
             batch, head = is_bad.nonzero()[0].tolist()
-            raise singular_system(batch, t, head, h_kk.dtype)
+            raise singular_system(batch, t, head, torch.float64)
         solutions.append(torch.cholesky_solve(q[:, t, :, :, None], factor)[..., 0])
         if dof:
             degrees.append(torch.cholesky_solve(h_kk, factor).diagonal(dim1=-2, dim2=-1).sum(-1))
@@ -94,8 +94,9 @@ def mesa_step_reference(
 
 def singular_system(batch: int, time: int, head: int, dtype: torch.dtype) -> DegenerateError:
     """The error of both twins."""
+    more_precise = "" if dtype == torch.float64 else "use float64, "
     return DegenerateError(
         f"H + diag(lamb) is not positive definite in {str(dtype).removeprefix('torch.')} at batch {batch}, "
-        f"time {time}, head {head}: raise lamb there, use float64, or check that g <= 0, beta >= 0, k is finite and "
+        f"time {time}, head {head}: raise lamb there, {more_precise}or check that g <= 0, beta >= 0, k is finite and "
         "h_kk positive semidefinite"
     )

@@ -128,8 +128,8 @@ def check_shapes(
     batch, time, heads, dim = q.shape
     if k.shape != q.shape:
         raise InputError("k", tuple(k.shape), f"shape {tuple(q.shape)}, as q")
-    if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
-        raise InputError("v", tuple(v.shape), f"shape ({batch}, {time}, {heads}, value_dim)")
+    if v.ndim != 4 or v.shape[:3] != q.shape[:3] or v.shape[3] < 1:
+        raise InputError("v", tuple(v.shape), f"shape ({batch}, {time}, {heads}, value_dim >= 1)")
     for name, gate in (("g", g), ("beta", beta)):
         if gate is not None and gate.shape != (batch, time, heads):
             raise InputError(name, tuple(gate.shape), f"shape ({batch}, {time}, {heads}): one number a head")

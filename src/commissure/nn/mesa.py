@@ -39,6 +39,7 @@ from commissure.core.mixer import select
 from commissure.native.linear_attention import linear_attention
 from commissure.native.mesa import mesa_kernel_available, mesa_solve, mesa_solve_reference, mesa_step
 from commissure.native.mesa_gradients import mesa_gradients
+from commissure.nn.decay import exempt
 from commissure.nn.heads import FORGET_BIAS, ConvState, HeadInputs, HeadOutput, gate_projection, head_sizes
 from commissure.nn.linear_attention import (
     attend,
@@ -389,8 +390,8 @@ class MesaLayer(nn.Module):
     gamma = sigmoid(W_a x + b_a), beta = sigmoid(W_b x + b_b), Lambda = lambda_lower_bound + softplus(theta), a number a
     head and key dimension, `lambda_init` at first.  `forget_cap` b turns gamma into gamma (1 - (1 - b) beta^2), which
     keeps H + Lambda well conditioned (None: off).  `solver`, `max_cg_steps`, `cg_eps` and `cg_init` are those of
-    `mesa_attention` and may be set at any time; no parameter depends on them.  `lambda_params` (theta) carries
-    `_no_weight_decay`.
+    `mesa_attention` and may be set at any time; no parameter depends on them.  `lambda_params` (theta) is
+    exempt from weight decay.
 
     >>> layer = MesaLayer(8, heads=2)
     >>> y, state = layer(torch.zeros(1, 3, 8))
@@ -439,7 +440,7 @@ class MesaLayer(nn.Module):
         excess = lambda_init - lambda_lower_bound
         theta = excess + math.log(-math.expm1(-excess))  # the inverse of softplus
         self.lambda_params = nn.Parameter(torch.full((heads * head_dim,), theta))
-        self.lambda_params._no_weight_decay = True  # type: ignore[attr-defined]
+        exempt(self, ["lambda_params"])
         self.output = HeadOutput(dim, heads=heads, value_dim=value_dim, norm=output_norm)
 
     def init_state(

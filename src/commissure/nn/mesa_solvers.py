@@ -2,7 +2,8 @@
 
     H_t = gamma_t H_{t-1} + beta_t k_t k_t^T,     A_t = H_t + Lambda,     zeta_t = gamma_{c+1} ... gamma_t
 
-- `cholesky`: A_t factored for each t, by the compiled kernel (CPU).
+- `cholesky`: to rounding by the compiled kernel (CPU): A_t factored for each t, or, where that takes fewer operations,
+  the form of `block_rls` below in chunks of sixteen.
 - `cg`: conjugate gradients on all elements side by side, A_t applied in chunks without forming it (paper, algorithm 1).
 - `block_rls`: where gates are close to 1, Chebyshev's semi-iteration preconditioned by the exact inverses of
   M_t = zeta_t (H_c + sum_i (beta_i / zeta_i) k_i k_i^T + c0 Lambda), which one factorization a chunk gives for all t;
