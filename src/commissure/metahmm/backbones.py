@@ -8,7 +8,7 @@ rows `core.mixer.select` can repeat.
 from __future__ import annotations
 
 import inspect
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,7 @@ __all__ = ["Backbone", "CausalLM", "StackLM", "backbone", "flops_per_token"]
 _LOOKUPS = ("embedding", "position_table", "start")  # parameters read by index: no multiplication
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """What `SoftPrefix`, pooled codes and the latent flow ask of a language model; a `SequencePredictor` too."""
 

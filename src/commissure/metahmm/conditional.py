@@ -18,7 +18,7 @@ p(x_1 | c), which importance weights need.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class ConditionalPredictor(Protocol):
     """p(x_{t+1} | x_<=t, code): all positions at once, or one token at a time from States that can be selected."""
 
@@ -234,6 +235,7 @@ class ExactConditional:
         return torch.einsum("ns,nsv->nv", state.belief, self.env.emissions[state.emission]).log()
 
 
+@runtime_checkable
 class Family(Protocol):
     """Hidden Markov models that share an initial distribution and two tables of matrices."""
 

@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ __all__ = [
 ENTROPY_EDGES = (0.0, 0.1, 0.5, 1.0, 1.5, 2.0, 3.0, math.inf)  # nats; the bins of the CPU-scale figure
 
 
+@runtime_checkable
 class SequencePredictor(Protocol):
     """Contract 2: the next token's log-probabilities after 0, 1, ..., T tokens."""
 
@@ -51,6 +52,7 @@ class SequencePredictor(Protocol):
         """Entry t has seen `tokens[:, :t]`."""
 
 
+@runtime_checkable
 class OracleOutput(Protocol):
     """What is read of `OraclePredictions`."""
 
@@ -63,6 +65,7 @@ class OracleOutput(Protocol):
         """(batch, time + 1), nats."""
 
 
+@runtime_checkable
 class Oracle(Protocol):
     """What is asked of `BayesOracle`."""
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -86,6 +86,7 @@ class FitResult(NamedTuple):
     losses: tuple[float, ...]
 
 
+@runtime_checkable
 class TaskCodes(Protocol):
     """What a task is called during training."""
 

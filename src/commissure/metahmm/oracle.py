@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Int64
@@ -35,6 +35,7 @@ __all__ = ["BayesOracle", "FactorMarginals", "OraclePredictions", "TaskFamily", 
 _STATE_BYTES = 2**27  # of the sequences filtered in one call: their states are read once and written once
 
 
+@runtime_checkable
 class TaskFamily(Protocol):
     """What the oracle reads of an environment: U x W tasks that share transition and emission matrices."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ __all__ = ["FactorPosterior", "LatentFlow", "OraclePosterior", "Proposal", "Tabl
 _SMALLEST = 2.0**-53  # the step of float64's uniform numbers: a drawn 0 becomes the next one, -8.2 deviations
 
 
+@runtime_checkable
 class Proposal(Protocol):
     """q(code | x_<=t) of a batch of sequences, at any of its positions 0 .. T."""
 
@@ -48,6 +49,7 @@ class Proposal(Protocol):
         """log p(code), up to a constant of the batch's row."""
 
 
+@runtime_checkable
 class TaskSampler(Protocol):
     """Reads sequences once and proposes codes at every position."""
 
@@ -105,6 +107,7 @@ class TablePosterior:
         return tasks
 
 
+@runtime_checkable
 class StreamingOracle(Protocol):
     """What is asked of `BayesOracle`."""
 

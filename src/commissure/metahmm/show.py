@@ -21,6 +21,7 @@ from commissure.metahmm.oracle import BayesOracle
 
 __all__ = ["Ambiguity", "Facts", "ambiguity", "draw", "facts"]
 
+
 @dataclass(frozen=True)
 class Facts:
     """Counts; entropies in nats, means over rows."""
