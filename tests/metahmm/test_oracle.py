@@ -279,19 +279,27 @@ def test_drawn_tasks_follow_the_posterior():
 
 
 def test_pruning_stays_within_the_mass_it_reports():
-    """1e-8 on 100 sequences of 12,288 tasks: KL <= 1e-6, and |p - p*|_1 below the mass that was dropped."""
+    """1e-8 on 100 sequences of 12,288 tasks: KL <= 1e-6, and errors that the later mass of what was dropped allows.
+
+    |p - p*|_1 is at most twice that mass, a martingale: its mean over sequences is the mean of the mass dropped, and it
+    exceeds c times that in at most 1 / c of the sequences.
+    """
     env = MetaHMM.from_preset("small", seed=15)
     tasks = torch.randint(env.n_tasks, (100,), generator=torch.Generator().manual_seed(0))
     tokens = env.sample(tasks, 60, seed=1).tokens
     exact, pruned = BayesOracle(env)(tokens), BayesOracle(env, prune=1e-8)(tokens)
     kl = (exact.log_probs.exp() * (exact.log_probs - pruned.log_probs)).sum(2)
     assert kl.max() <= 1e-6
-    assert (total_variation(exact.log_probs, pruned.log_probs) <= pruned.dropped_mass + 1e-12).all()
-    assert not pruned.dropped_mass[:, :8].any()
-    assert (pruned.dropped_mass.diff(dim=1) >= 0).all()
-    assert (pruned.dropped_mass[:, -1] > 0).all()
-    own = pruned.log_probs[:, :-1].gather(2, tokens[:, :, None])[:, :, 0].cumsum(1)
-    torch.testing.assert_close(own, pruned.log_evidence[:, 1:], rtol=0, atol=1e-10)
+    error, dropped = total_variation(exact.log_probs, pruned.log_probs), pruned.dropped_mass
+    assert error.max() > 1e-12
+    assert (error.mean(0) <= 2 * dropped.mean(0) + 1e-14).all()
+    for c in (2, 5, 20, 100):
+        assert (error > 2 * c * dropped + 1e-12).any(1).double().mean() <= 1 / c
+    assert error.max() <= dropped[:, -1].sum()
+    assert not dropped[:, :8].any()
+    assert (dropped.diff(dim=1) >= 0).all()
+    assert (dropped[:, -1] > 0).all()
+    assert (pruned.log_evidence - exact.log_evidence).abs().max() <= 1e-5
 
 
 def test_a_threshold_at_the_prior_of_a_variant_is_refused():

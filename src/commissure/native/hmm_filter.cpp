@@ -30,6 +30,7 @@ namespace {
 constexpr int kSteps = 8;   // tokens between two looks at the scales
 constexpr int kBlock = 8;   // variants worked on together, at most
 constexpr int kBlockBytes = 8192;  // of their states, so that two copies, evidence and mixture fit the first-level cache
+constexpr int kFold = 8;    // variants between two additions of their sums in float64
 constexpr int kWide = 6;    // vectors of a row in registers
 constexpr double kLog2 = 0.69314718055994530942;
 
@@ -106,7 +107,8 @@ class Filter {
         for (Buffer<T>& block : scratch) block = Buffer<T>(kBlock * most);
         evidence_ = Buffer<T>((is_shared ? kSteps : 1) * most);
         mixed = Buffer<T>((is_shared ? kSteps : 1) * most);
-        weight = Buffer<T>(widest), total = Buffer<T>(kSteps * widest), surprise = Buffer<T>(kSteps * widest);
+        weight = Buffer<T>(widest), some = Buffer<T>(kSteps * widest), some_logs = Buffer<T>(kSteps * widest);
+        total = Buffer<double>(kSteps * widest), surprise = Buffer<double>(kSteps * widest);
         factor = Buffer<T>(widest), probability = Buffer<T>(kSteps * G * table_width);
         exponents = Buffer<int32_t>(is_per_task ? U * widest : 0);
         mass = Buffer<double>(m.prune > 0 || m.transition ? kSteps * U * G : 0), unsure = Buffer<double>(G);
@@ -155,9 +157,9 @@ class Filter {
     int64_t n_live = 0;
     size_t state_size = 0;
     Untouched<T> stored[2];
-    Buffer<T> scratch[2], evidence_, mixed, weight, total, surprise, factor, probability;
+    Buffer<T> scratch[2], evidence_, mixed, weight, some, some_logs, factor, probability;
     Buffer<int32_t> exponents;
-    Buffer<double> mass, unsure, evidence_log, mass_log, base, dropped, z;
+    Buffer<double> total, surprise, mass, unsure, evidence_log, mass_log, base, dropped, z;
     Buffer<int64_t> live, row, shift, failed;
 
     static const T* in(const void* p) { return static_cast<const T*>(p); }
@@ -291,6 +293,7 @@ class Filter {
                     }
                     if (!is_shared) predict(mix, u, j);
                 }
+            if (first / kFold != stop / kFold || stop == n_live) fold(steps);
         }
         if (steps > 1 && !is_in_range(steps)) return false;
         if (is_shared)
@@ -300,15 +303,16 @@ class Filter {
     bool is_in_range(int steps) {
         for (int j = 0; j < steps; ++j)
             for (int g = 0; g < G; ++g) {
-                const double sum = mass_of(total + j * lanes, g);
+                const double sum = mass_of(static_cast<const double*>(total) + j * lanes, g);
                 if (failed[g] < 0 && !(sum > Range<T>::low && sum < Range<T>::high)) return false;
             }
         return true;
     }
     void clear(int steps) {
         if (is_shared) std::memset(mixed, 0, steps * size * sizeof(T));
-        std::memset(total, 0, size_t(steps) * lanes * sizeof(T));
-        std::memset(surprise, 0, size_t(steps) * lanes * sizeof(T));
+        const size_t n = size_t(steps) * lanes;
+        std::memset(some, 0, n * sizeof(T)), std::memset(some_logs, 0, n * sizeof(T));
+        std::memset(total, 0, n * sizeof(double)), std::memset(surprise, 0, n * sizeof(double));
         std::memset(probability, 0, size_t(steps) * G * table_width * sizeof(T));
         if (m.prune > 0 || m.transition) std::memset(mass, 0, size_t(steps) * U * G * sizeof(double));
     }
@@ -354,6 +358,7 @@ class Filter {
                 store(weight + v, sum);
             }
             weigh(u, 0, 1);
+            if (i % kFold == kFold - 1 || i + 1 == n_live) fold(1);
             if (!is_shared) predict(mix, u, 0);
         }
         if (is_shared) predict(mixed, 0, 0);
@@ -457,16 +462,24 @@ class Filter {
     }
     // Count the weights of variant u at step j.
     void weigh(int64_t u, int j, int steps) {
-        T *sums = total + j * lanes, *logs = surprise + j * lanes;
+        T *sums = some + j * lanes, *logs = some_logs + j * lanes;
         for (int v = 0; v < lanes; v += L) {
             const V w = load(weight + v);
             store(sums + v, load(sums + v) + w);
             if (m.entropy) store(logs + v, load(logs + v) + w * log_v<T>(w));
         }
         if (m.transition || (m.prune > 0 && j == steps - 1))
-            for (int g = 0; g < G; ++g) mass[(j * U + u) * G + g] = mass_of(weight, g);
+            for (int g = 0; g < G; ++g) mass[(j * U + u) * G + g] = mass_of(static_cast<const T*>(weight), g);
     }
-    double mass_of(const T* of, int g) const {
+    // Sums over more than a few variants are float64.
+    void fold(int steps) {
+        for (int64_t i = 0; i < int64_t(steps) * lanes; ++i) {
+            total[i] += double(some[i]), some[i] = 0;
+            surprise[i] += double(some_logs[i]), some_logs[i] = 0;
+        }
+    }
+    template <class Number>
+    double mass_of(const Number* of, int g) const {
         double sum = 0;
         for (int64_t w = g * W; w < (g + 1) * W; ++w) sum += double(of[w]);
         return sum;
@@ -492,7 +505,7 @@ class Filter {
 
     void settle(int steps) {
         for (int j = 0; j < steps; ++j)
-            for (int g = 0; g < G; ++g) z[j * G + g] = mass_of(total + j * lanes, g);
+            for (int g = 0; g < G; ++g) z[j * G + g] = mass_of(static_cast<const double*>(total) + j * lanes, g);
     }
     // What is told about time t, from step j; `base` is the logarithm of what one unit of the state's numbers stood for.
     void results(int j, int64_t t) {
@@ -504,12 +517,12 @@ class Filter {
             if (failed[g] >= 0) {
                 blank(g, t);
                 m.evidence[at] = evidence_log[g] = -std::numeric_limits<double>::infinity();
-                m.drops[at] = dropped[g], mass_log[g] = 0;
+                mass_log[g] = 0;
                 continue;
             }
             if (t > 0) evidence_log[g] = base[g] + told, mass_log[g] = is_per_task ? told : log_sum;
             m.evidence[at] = evidence_log[g], m.drops[at] = dropped[g];
-            if (m.entropy) m.entropy[at] = log_sum - mass_of(surprise + j * lanes, g) / sum;
+            if (m.entropy) m.entropy[at] = log_sum - mass_of(static_cast<const double*>(surprise) + j * lanes, g) / sum;
             if (m.transition)
                 for (int64_t u = 0; u < U; ++u)
                     static_cast<T*>(m.transition)[at * U + u] = T(mass[(j * U + u) * G + g] / sum);
