@@ -115,7 +115,9 @@ def draw(
     first, *others = figure.subplots(1 + len(drawn), squeeze=False)[:, 0]
     positions = [row.position for row in doubt]
     first.plot(positions, [row.mean for row in doubt], label="mean")
-    first.fill_between(positions, [row.low for row in doubt], [row.high for row in doubt], alpha=0.2, linewidth=0)
+    ends = [row.low for row in doubt], [row.high for row in doubt]
+    first.fill_between(positions, *ends, alpha=0.2, linewidth=0, label="quartiles")
+    first.legend(frameon=False)
     first.set(xlabel="tokens seen", ylabel="task entropy (nats)", ylim=(0, None))
     for axes, groups in zip(others, drawn, strict=True):
         for name, rows in groups.items():
