@@ -14,13 +14,15 @@ from pathlib import Path
 from beartype import BeartypeConf, beartype
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for mypy
-CHECKED = tuple(f"commissure.{part}" for part in ("core", "decode", "mesa", "native", "nn", "train"))
+CHECKED = tuple(f"commissure.{part}" for part in ("core", "decode", "mesa", "metahmm", "native", "nn", "train"))
 
 
 def test_every_signature_holds_in_an_ordinary_pass() -> None:
     done = subprocess.run([sys.executable, "-W", "error", __file__], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["refused", "mixers", "mesa", "tasks", "baselines", "possm", "streams", "spine"]
+    assert done.stdout.split() == [
+        "refused", "mixers", "mesa", "tasks", "metahmm", "baselines", "possm", "streams", "spine",
+    ]  # fmt: skip
 
 
 def _main() -> None:
@@ -29,10 +31,11 @@ def _main() -> None:
     with install_import_hook(list(CHECKED), "__main__.check"):
         import commissure.core
         import commissure.decode
+        import commissure.metahmm
         import commissure.native.possm
         import commissure.nn  # noqa: F401
         from commissure.mesa import inspect, set_test_time_compute, to_fla  # noqa: F401 (names load on first use)
-    for part in (_refused, _mixers, _mesa, _tasks, _baselines, _possm_and_streams, _spine):
+    for part in (_refused, _mixers, _mesa, _tasks, _metahmm, _baselines, _possm_and_streams, _spine):
         part()
 
 
@@ -147,6 +150,21 @@ def _tasks() -> None:
             result.model.save(Path(folder) / "model")
             evaluate(TaskModel.load(Path(folder) / "model"), chosen, n_sequences=2)
     print("tasks")
+
+
+def _metahmm() -> None:
+    from commissure.metahmm import MetaHMM, SequenceDataset
+    from commissure.metahmm.sample import sample_reference
+
+    for variant in ("corrected", "reference"):
+        env = MetaHMM.from_preset("e64", seed=0, variant=variant)
+        assert env.factors_to_task(env.task_to_factors([3, 5])).tolist() == [3, 5]
+        split = env.split(8, seed=0, n_held_out_pairs=1)
+        dataset = SequenceDataset(env, split.train, batch_size=3, length=(1, 5), seed=0, switch_at=(0, 4))
+        drawn = dataset.batch(0)
+        assert drawn.is_scored.shape == drawn.task_by_position.shape == (3, 5)
+        sample_reference(env, split.ood[:2], 4, seed=0)
+    print("metahmm")
 
 
 def _recordings() -> list:

@@ -1,0 +1,139 @@
+"""The algebra of tasks: a task is a tuple of choices, its id their row-major number, and some choices can be held out.
+
+    id = ((f_1 n_2 + f_2) n_3 + f_3) ...        0 <= f_i < n_i
+
+A split by *held-out pairs* keeps some pairs of values (f_i = a, f_j = b) out of training: every task with such a pair
+is out of distribution, although each value by itself is seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int64
+from torch import Tensor
+
+from commissure.core.errors import InputError
+from commissure.core.rng import generator
+
+__all__ = ["FactorSpace", "HeldOutPair", "Split"]
+
+
+class HeldOutPair(NamedTuple):
+    """Two values that no training task has together."""
+
+    factor: str
+    value: int
+    other_factor: str
+    other_value: int
+
+
+class Split(NamedTuple):
+    """Sorted task ids: disjoint, and together all tasks; `ood` has the tasks with a held-out pair."""
+
+    train: Int64[Tensor, " train"]
+    val: Int64[Tensor, " val"]
+    ood: Int64[Tensor, " ood"]
+    held_out: tuple[HeldOutPair, ...]
+
+
+class FactorSpace:
+    """All tuples of factor values, numbered row-major (the last factor runs fastest).
+
+    >>> space = FactorSpace({"cycle": 3, "shift": 2})
+    >>> space.to_factors([4])
+    tensor([[2, 0]])
+    >>> space.to_ids([[2, 0]])
+    tensor([4])
+    """
+
+    def __init__(self, factors: dict[str, int]) -> None:
+        self.names = tuple(factors)
+        self.sizes = tuple(factors.values())
+        self.n_tasks = math.prod(self.sizes)
+        strides = np.cumprod((1, *self.sizes[:0:-1]))[::-1]
+        self._strides = torch.from_numpy(strides.astype(np.int64))
+        self._sizes = torch.tensor(self.sizes)
+
+    def to_factors(self, ids: Int[Tensor, " n"] | Sequence[int]) -> Int64[Tensor, "n factors"]:
+        """The factor values of task ids."""
+        return self.check_ids("ids", ids)[:, None] // self._strides % self._sizes
+
+    def to_ids(self, factors: Int[Tensor, "n factors"] | Sequence[Sequence[int]]) -> Int64[Tensor, " n"]:
+        """The task ids of factor values."""
+        values = _integers("factors", factors)
+        if values.ndim != 2 or values.shape[1] != len(self.sizes):
+            raise InputError("factors.shape", tuple(values.shape), f"(n, {len(self.sizes)}): {', '.join(self.names)}")
+        for column, (name, size) in enumerate(zip(self.names, self.sizes, strict=True)):
+            wrong = (values[:, column] < 0) | (values[:, column] >= size)
+            if wrong.any():
+                raise InputError(f"factors ({name})", int(values[wrong, column][0]), f"0 to {size - 1}")
+        return (values * self._strides).sum(1)
+
+    def check_ids(self, argument: str, ids: Int[Tensor, " n"] | Sequence[int]) -> Int64[Tensor, " n"]:
+        """Task ids as a tensor (n,); anything else, or an id outside [0, n_tasks), raises `InputError`."""
+        values = _integers(argument, ids)
+        if values.ndim != 1:
+            raise InputError(f"{argument}.shape", tuple(values.shape), "one dimension: (n,)")
+        wrong = (values < 0) | (values >= self.n_tasks)
+        if wrong.any():
+            raise InputError(argument, int(values[wrong][0]), f"task ids from 0 to {self.n_tasks - 1}")
+        return values
+
+    def split(self, n_val: int, *, seed: int, n_held_out_pairs: int = 0) -> Split:
+        """Random training and validation tasks, and those with one of `n_held_out_pairs` random pairs of values.
+
+        Every single value of every factor stays in the tasks without a held-out pair.
+
+        >>> split = FactorSpace({"cycle": 3, "shift": 2}).split(2, seed=0, n_held_out_pairs=1)
+        >>> [len(part) for part in split[:3]]
+        [3, 2, 1]
+        """
+        pairs, is_ood = self._hold_out(n_held_out_pairs, seed)
+        rest = np.flatnonzero(~is_ood)
+        if not 0 <= n_val < len(rest):
+            raise InputError("n_val", n_val, f"0 to {len(rest) - 1}: one task at least is left to train on")
+        order = generator(seed, "metahmm split").permutation(rest)
+        parts = (np.sort(order[n_val:]), np.sort(order[:n_val]), np.flatnonzero(is_ood))
+        train, val, ood = (torch.from_numpy(part) for part in parts)
+        return Split(train, val, ood, pairs)
+
+    def _hold_out(self, count: int, seed: int) -> tuple[tuple[HeldOutPair, ...], np.ndarray]:
+        """The first `count` pairs, in random order, that leave every value with a task."""
+        if count < 0:
+            raise InputError("n_held_out_pairs", count, "0 or more")
+        factors = self.to_factors(torch.arange(self.n_tasks)).numpy()
+        is_ood = np.zeros(self.n_tasks, bool)
+        pairs: list[HeldOutPair] = []
+        free = [i for i, size in enumerate(self.sizes) if size > 1]
+        every = [(i, a, j, b) for i, j in combinations(free, 2) for a, b in np.ndindex(self.sizes[i], self.sizes[j])]
+        for k in generator(seed, "metahmm held-out pairs").permutation(len(every)):
+            if len(pairs) == count:
+                break
+            i, a, j, b = every[k]
+            candidate = is_ood | ((factors[:, i] == a) & (factors[:, j] == b))
+            seen = factors[~candidate]
+            if all(len(np.unique(seen[:, c])) == size for c, size in enumerate(self.sizes)):
+                is_ood = candidate
+                pairs.append(HeldOutPair(self.names[i], a, self.names[j], b))
+        if len(pairs) < count:
+            raise InputError("n_held_out_pairs", count, f"at most {len(pairs)} here, so that every value stays seen")
+        return tuple(pairs), is_ood
+
+
+def _integers(argument: str, values: object) -> Tensor:
+    """A tensor of int64; no fractions are cut off."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(argument, values, "integers, in a tensor or a sequence") from None
+    if tensor.numel() == 0:
+        return tensor.long()
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise InputError(f"{argument}.dtype", tensor.dtype, "integers")
+    return tensor.to(device="cpu", dtype=torch.int64)
