@@ -18,7 +18,7 @@ def test_ratios_are_those_of_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = (n * (n + 1) / 2 for n in count())
     monkeypatch.setattr(bench.time, "thread_time", lambda: next(clock))
     fast, choice, bisections = bench.bench_sampler("tiny", batch_size=32, length=5, repeats=2, seed=0)
-    assert fast.ratio == bench.Range(1.0, 1.0, 1.0)
+    assert fast.ratio == bench.Spread(1.0, 1.0, 1.0)
     # turns after the first last 7 and 13, 9 and 15, 11 and 17 seconds; 32 sequences at once, 16 in a loop
     assert (choice.ratio.low, choice.ratio.high) == pytest.approx((2 * 15 / 13, 2 * 9 / 7))
     assert (bisections.ratio.low, bisections.ratio.high) == pytest.approx((2 * 17 / 13, 2 * 11 / 7))

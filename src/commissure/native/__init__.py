@@ -18,6 +18,7 @@ __all__ = ["backend", "kernels"]
 
 _KERNELS = (
     "PossmStep",
+    "hmm_filter",
     "mesa_solve",
     "mesa_step",
     "linear_attention",

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 
 namespace commissure {
+void bind_hmm(nanobind::module_& m);
 void bind_linear_attention(nanobind::module_& m);
 void bind_mesa(nanobind::module_& m);
 void bind_possm(nanobind::module_& m);
@@ -9,6 +10,7 @@ void bind_possm(nanobind::module_& m);
 
 NB_MODULE(_kernels, m) {
     m.doc() = "C++ kernels of commissure; use them through commissure.native's doors.";
+    commissure::bind_hmm(m);
     commissure::bind_linear_attention(m);
     commissure::bind_mesa(m);
     commissure::bind_possm(m);
