@@ -160,7 +160,9 @@ def test_order_and_names_do_not_matter():
     torch.testing.assert_close(moved_posterior, posterior.view(3, 5, 3)[:, u][:, :, w], rtol=1e-11, atol=1e-14)
 
     hidden = Family(family.initial[s], family.transitions[:, s][:, :, s], family.emissions[:, s])
-    torch.testing.assert_close(BayesOracle(hidden, prior=prior)(tokens).log_probs, want.log_probs, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(
+        BayesOracle(hidden, prior=prior)(tokens).log_probs, want.log_probs, rtol=1e-11, atol=1e-12
+    )
 
     seen = BayesOracle(Family(family.initial, family.transitions, family.emissions[:, :, v]), prior=prior)
     torch.testing.assert_close(seen(v.argsort()[tokens]).log_probs, want.log_probs[:, :, v], rtol=1e-11, atol=1e-12)
@@ -225,7 +227,9 @@ def test_steps_batches_and_padding_agree(sizes, rescale, prune, lengths, seed):
         stepped = torch.stack(rows[: end + 1], 0)[:, row]
         torch.testing.assert_close(stepped, told.log_probs[row, : end + 1], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(oracle.posterior_of(state), posterior, rtol=1e-11, atol=1e-14)
-    torch.testing.assert_close(state.log_evidence, told.log_evidence.gather(1, ends[:, None])[:, 0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        state.log_evidence, told.log_evidence.gather(1, ends[:, None])[:, 0], rtol=1e-12, atol=1e-12
+    )
 
 
 def test_chosen_rows_of_a_state_go_on_as_they_were():
@@ -338,7 +342,9 @@ def test_impossible_evidence():
         assert told.task_entropy[1, 3:].isnan().all()
         assert not told.log_evidence[:, :3].isinf().any()
         assert not told.log_probs[0].isnan().any()
-        torch.testing.assert_close(told.log_evidence[0], told.log_evidence[0, 1] * torch.tensor([0.0, 1, 1, 1, 1]).double())
+        torch.testing.assert_close(
+            told.log_evidence[0], told.log_evidence[0, 1] * torch.tensor([0.0, 1, 1, 1, 1]).double()
+        )
         state = oracle.init_state(2)
         for t in range(4):
             log_probs, state = oracle.step(tokens[:, t], state)

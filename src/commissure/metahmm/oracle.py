@@ -259,9 +259,7 @@ class BayesOracle:
         """The state before the first token, for a batch."""
         return hmm_state(self._joint.expand(batch_size, -1, -1, -1).contiguous(), per_task=self._per_task)
 
-    def step(
-        self, token: Int64[Tensor, " batch"], state: HMMState
-    ) -> tuple[Float[Tensor, "batch vocab"], HMMState]:
+    def step(self, token: Int64[Tensor, " batch"], state: HMMState) -> tuple[Float[Tensor, "batch vocab"], HMMState]:
         """One token in each row; the log probabilities of the next one, and the state after it."""
         if token.ndim != 1:
             raise InputError("token", tuple(token.shape), "shape (batch,)", "one token a row")

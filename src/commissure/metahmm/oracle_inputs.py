@@ -22,7 +22,9 @@ def stochastic(name: str, matrix: Float[Tensor, "*shape"], ndim: int) -> Float[T
     1.0
     """
     if matrix.ndim != ndim or min(matrix.shape) < 1 or not matrix.dtype.is_floating_point:
-        raise InputError(name, (tuple(matrix.shape), str(matrix.dtype)), f"a floating tensor with {ndim} axes, none empty")
+        raise InputError(
+            name, (tuple(matrix.shape), str(matrix.dtype)), f"a floating tensor with {ndim} axes, none empty"
+        )
     rows = matrix.double()
     sums = rows.sum(-1, keepdim=True)
     bad = ~((rows >= 0).all(-1) & ((sums[..., 0] - 1).abs() <= ROW_TOLERANCE))
@@ -69,9 +71,7 @@ def checked_prune(prune: float, variants: Float[Tensor, " variants"]) -> float:
     return float(prune)
 
 
-def checked_lengths(
-    tokens: Int[Tensor, "batch time"], lengths: Int[Tensor, " batch"] | None
-) -> Int[Tensor, " batch"]:
+def checked_lengths(tokens: Int[Tensor, "batch time"], lengths: Int[Tensor, " batch"] | None) -> Int[Tensor, " batch"]:
     """The rows' lengths in int64, `time` where none are given."""
     if tokens.ndim != 2 or tokens.dtype != torch.int64:
         raise InputError("tokens", (tuple(tokens.shape), str(tokens.dtype)), "an int64 tensor (batch, time)")

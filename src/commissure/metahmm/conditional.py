@@ -1,0 +1,253 @@
+"""Predictors given a task: a language model that reads the task as one soft token before its first prediction.
+
+    p_dec(x_{t+1} | x_<=t, c)        inputs: W c, start, x_1, ..., x_T; the output at W c is dropped
+
+A code c is a vector (hidden states of a pre-trained model pooled over an independent sequence of the task: label-free)
+or a tuple of known factors, embedded by one learned vector a choice and summed.
+
+| paper | name |
+|---|---|
+| context code c | `codes` |
+| conditional predictor | `SoftPrefix` |
+| context encoder | `pooled_codes` |
+
+arXiv 2506.16288, section 4.  The paper drops the output at the code and has no start token; here position 0 is
+p(x_1 | c), which importance weights need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from commissure.core.errors import DegenerateError, InputError
+from commissure.core.mixer import State
+from commissure.metahmm.backbones import backbone
+
+__all__ = [
+    "ConditionalPredictor",
+    "ExactConditional",
+    "FactorEmbedding",
+    "SoftPrefix",
+    "hidden_states",
+    "pooled_codes",
+]
+
+
+class ConditionalPredictor(Protocol):
+    """p(x_{t+1} | x_<=t, code): all positions at once, or one token at a time from States that can be selected."""
+
+    vocab: int
+
+    def log_probs(
+        self, tokens: Int[Tensor, "batch time"], codes: Shaped[Tensor, "batch codes code_dim"]
+    ) -> Float[Tensor, "batch codes time_plus_1 vocab"]:
+        """Contract 2 for each of the row's codes."""
+
+    def prefill(
+        self, tokens: Int[Tensor, "rows time"], codes: Shaped[Tensor, "rows code_dim"]
+    ) -> tuple[Float[Tensor, "rows time_plus_1 vocab"], State]:
+        """One code a row; the state is the one after the last token, `step` goes on from it."""
+
+    def step(self, tokens: Int[Tensor, " rows"], state: State) -> tuple[Float[Tensor, "rows vocab"], State]:
+        """One token a row."""
+
+
+class FactorEmbedding(nn.Module):
+    """Factors (..., n_factors), integers, to the sum of one learned vector a choice (..., dim).
+
+    >>> FactorEmbedding((4, 2), 8)(torch.tensor([[3, 1], [0, 0]])).shape
+    torch.Size([2, 8])
+    """
+
+    first: Tensor
+    sizes: Tensor
+
+    def __init__(self, sizes: Sequence[int], dim: int) -> None:
+        super().__init__()
+        if not sizes or min(sizes) < 1:
+            raise InputError("sizes", tuple(sizes), "one number of choices >= 1 for each factor")
+        counts = torch.tensor(tuple(sizes))
+        self.register_buffer("sizes", counts, persistent=False)
+        self.register_buffer("first", counts.cumsum(0) - counts, persistent=False)
+        self.dim = dim
+        # Like token embeddings: the sum of F of them has the variance of one.
+        self.weight = nn.Parameter(torch.randn(int(counts.sum()), dim) * (dim * len(counts)) ** -0.5)
+
+    def forward(self, factors: Int[Tensor, "*batch factors"]) -> Float[Tensor, "*batch dim"]:
+        """Raises `InputError` for a choice out of range."""
+        if factors.dtype.is_floating_point or factors.shape[-1] != len(self.sizes):
+            shown = (tuple(factors.shape), factors.dtype)
+            raise InputError("codes", shown, f"integers with a last axis of {len(self.sizes)} factors")
+        if factors.numel() and (bool((factors < 0).any()) or bool((factors >= self.sizes).any())):
+            raise InputError("codes", int(factors.max()), f"factors below {tuple(self.sizes.tolist())}")
+        return nn.functional.embedding(factors + self.first, self.weight).sum(-2)
+
+
+class SoftPrefix(nn.Module):
+    """A Stack or Hugging Face causal language model that predicts given a code.
+
+    `codes` are vectors of `code_dim`, or, with `embedding`, integers that it turns into such vectors.  `placement`:
+    "before" gives the projected code as a soft token of its own before the start; "start" adds it to the start's
+    vector: no position is shifted, a learned table needs no further entry, and a projection of zeros gives exactly the
+    language model's own predictions (it begins as zeros, so that fine-tuning starts there).
+
+    >>> from commissure.nn import Stack
+    >>> model = SoftPrefix(Stack(["gru"], 8, vocab=5), 3)
+    >>> model.log_probs(torch.tensor([[1, 2]]), torch.zeros(1, 4, 3)).shape
+    torch.Size([1, 4, 3, 5])
+    """
+
+    def __init__(
+        self,
+        lm: nn.Module,
+        code_dim: int,
+        *,
+        embedding: FactorEmbedding | None = None,
+        placement: Literal["before", "start"] = "before",
+    ) -> None:
+        super().__init__()
+        if placement not in ("before", "start"):
+            raise InputError("placement", placement, "'before' or 'start'")
+        if embedding is not None and embedding.dim != code_dim:
+            raise InputError("code_dim", code_dim, f"the embedding's width {embedding.dim}")
+        self.body, self.lm = backbone(lm), lm
+        self.vocab = self.body.vocab
+        self.code_dim, self.embedding, self.placement = code_dim, embedding, placement
+        self.projection = nn.Linear(code_dim, self.body.dim, bias=False)
+        if placement == "start":
+            nn.init.zeros_(self.projection.weight)
+        else:
+            nn.init.normal_(self.projection.weight, std=code_dim**-0.5)
+        self.projection.to(next(lm.parameters()).dtype)
+
+    def log_probs(
+        self, tokens: Int[Tensor, "batch time"], codes: Shaped[Tensor, "batch codes code_dim"]
+    ) -> Float[Tensor, "batch codes time_plus_1 vocab"]:
+        """Predictions under each of a row's codes; position 0 is p(x_1 | code)."""
+        if tokens.ndim != 2 or codes.ndim != 3 or len(tokens) != len(codes):
+            shown = (tuple(tokens.shape), tuple(codes.shape))
+            raise InputError("tokens, codes", shown, "shapes (batch, time) and (batch, codes, code_dim)")
+        rows = tokens.repeat_interleave(codes.shape[1], 0)
+        return self.prefill(rows, codes.flatten(0, 1))[0].unflatten(0, codes.shape[:2])
+
+    def prefill(
+        self, tokens: Int[Tensor, "rows time"], codes: Shaped[Tensor, "rows code_dim"]
+    ) -> tuple[Float[Tensor, "rows time_plus_1 vocab"], State]:
+        """The code, the start and the tokens at once; `step` goes on from the state."""
+        code, start = self._project(codes), self.body.start(len(tokens))
+        first = [code, start] if self.placement == "before" else [start + code]
+        x = torch.cat([torch.stack(first, 1), self.body.embed(tokens)], 1)
+        log_probs, state = self.body.run(x)
+        return log_probs[:, len(first) - 1 :], state
+
+    def step(self, tokens: Int[Tensor, " rows"], state: State) -> tuple[Float[Tensor, "rows vocab"], State]:
+        """One token a row."""
+        log_probs, state = self.body.run(self.body.embed(tokens)[:, None], state)
+        return log_probs[:, 0], state
+
+    def _project(self, codes: Shaped[Tensor, "rows code_dim"]) -> Float[Tensor, "rows dim"]:
+        vectors = codes if self.embedding is None else self.embedding(codes)
+        if vectors.shape[-1] != self.code_dim or not vectors.dtype.is_floating_point:
+            shown = (tuple(codes.shape), codes.dtype)
+            raise InputError("codes", shown, f"real vectors with a last axis of code_dim = {self.code_dim}")
+        return self.projection(vectors.to(self.projection.weight.dtype))
+
+
+def hidden_states(lm: nn.Module, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time_plus_1 dim"]:
+    """The last norm's outputs after the start and after each token."""
+    body = backbone(lm)
+    return body.hidden(torch.cat([body.start(len(tokens))[:, None], body.embed(tokens)], 1))
+
+
+@torch.no_grad()
+def pooled_codes(lm: nn.Module, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch dim"]:
+    """Label-free codes: the mean of a frozen model's hidden states over a context sequence of the same task.
+
+    >>> from commissure.nn import Stack
+    >>> pooled_codes(Stack(["gru"], 8, vocab=5), torch.tensor([[1, 2, 3]])).shape
+    torch.Size([1, 8])
+    """
+    if tokens.ndim != 2 or not tokens.shape[1]:
+        raise InputError("tokens", tuple(tokens.shape), "shape (batch, time) with time >= 1")
+    return hidden_states(lm, tokens)[:, 1:].mean(1)
+
+
+class BeliefState(NamedTuple):
+    """p(z_{t+1} | x_<=t, theta) and which matrices go on from it."""
+
+    belief: Float[Tensor, "rows states"]
+    transition: Int[Tensor, " rows"]
+    emission: Int[Tensor, " rows"]
+
+
+class ExactConditional:
+    """The exact p(x_{t+1} | x_<=t, theta) of hidden Markov models: what a conditional predictor learns at best.
+
+    `env` has `initial` (states,), `transitions` (U, states, states) and `emissions` (W, states, vocab).  A code is a
+    task id u * W + w, (..., 1), or the factors that `env.factors_to_task` reads.  Float64.
+
+    >>> from commissure.metahmm import MetaHMM
+    >>> exact = ExactConditional(MetaHMM.from_preset("e64", seed=0))
+    >>> exact.log_probs(torch.tensor([[1, 2]]), torch.tensor([[[5], [6]]])).exp().sum(-1).shape
+    torch.Size([1, 2, 3])
+    """
+
+    def __init__(self, env: Family) -> None:
+        self.env, self.vocab = env, env.emissions.shape[-1]
+
+    def log_probs(
+        self, tokens: Int[Tensor, "batch time"], codes: Int[Tensor, "batch codes code_dim"]
+    ) -> Float[Tensor, "batch codes time_plus_1 vocab"]:
+        """Predictions under each of a row's codes."""
+        rows = tokens.repeat_interleave(codes.shape[1], 0)
+        return self.prefill(rows, codes.flatten(0, 1))[0].unflatten(0, codes.shape[:2])
+
+    def prefill(
+        self, tokens: Int[Tensor, "rows time"], codes: Int[Tensor, "rows code_dim"]
+    ) -> tuple[Float[Tensor, "rows time_plus_1 vocab"], BeliefState]:
+        """The scan of `step`, the prior first."""
+        task = codes[:, 0] if codes.shape[1] == 1 else self.env.factors_to_task(codes)
+        n_emissions = len(self.env.emissions)
+        state = BeliefState(self.env.initial.expand(len(task), -1), task // n_emissions, task % n_emissions)
+        predictions = [self._predict(state)]
+        for token in tokens.unbind(1):
+            log_probs, state = self.step(token, state)
+            predictions.append(log_probs)
+        return torch.stack(predictions, 1), state
+
+    def step(self, tokens: Int[Tensor, " rows"], state: BeliefState) -> tuple[Float[Tensor, "rows vocab"], BeliefState]:
+        """Weigh the states by the token, normalize, move on.  Raises `DegenerateError` for an impossible token."""
+        joint = state.belief * self.env.emissions[state.emission, :, tokens]
+        evidence = joint.sum(1, keepdim=True)
+        if bool((evidence == 0).any()):
+            raise DegenerateError("a token has probability zero under its code: the belief after it is not defined")
+        belief = torch.einsum("ns,nsr->nr", joint / evidence, self.env.transitions[state.transition])
+        state = state._replace(belief=belief)
+        return self._predict(state), state
+
+    def _predict(self, state: BeliefState) -> Float[Tensor, "rows vocab"]:
+        return torch.einsum("ns,nsv->nv", state.belief, self.env.emissions[state.emission]).log()
+
+
+class Family(Protocol):
+    """Hidden Markov models that share an initial distribution and two tables of matrices."""
+
+    @property
+    def initial(self) -> Tensor:
+        """(states,)."""
+
+    @property
+    def transitions(self) -> Tensor:
+        """(U, states, states)."""
+
+    @property
+    def emissions(self) -> Tensor:
+        """(W, states, vocab)."""
+
+    def factors_to_task(self, factors: Tensor) -> Tensor:
+        """Task ids (n,) of factors (n, n_factors)."""

@@ -1,0 +1,211 @@
+"""Prediction by sampling tasks: the posterior predictive as an average over codes drawn from q(c | x_<=t).
+
+    p(x_{t+1} | x_<=t) = sum_k W_k p_dec(x_{t+1} | x_<=t, c_k)
+    plain        W_k = 1 / K,                                      c_k ~ q(. | x_<=t)
+    importance   W_k prop. to p(c_k) prod_{i<=t} p_dec(x_i | x_<i, c_k) / q(c_k | x_<=t)
+    smc          particles kept over time, weighted by p_dec(x_t | x_<t, c_k): `particles`
+
+The plain average converges, as K grows, to the mixture under q, whatever q's bias; the other two to the conditional
+predictor's own Bayes mixture.  ESS = 1 / sum W_k^2.  Probabilities are averaged, never logits.  A code is decoded once
+a sequence however often it was drawn, so that the cost is the number of distinct codes.
+arXiv 2506.16288, section 4 (plain).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+
+from commissure.core.errors import InputError
+from commissure.core.rng import spawn
+from commissure.metahmm.backbones import flops_per_token
+from commissure.metahmm.conditional import ConditionalPredictor
+from commissure.metahmm.divergence import SequencePredictor
+from commissure.metahmm.particles import filter_particles, mixture
+from commissure.metahmm.samplers import TaskSampler
+
+__all__ = ["EntropyGate", "MonteCarloOutput", "MonteCarloPredictor"]
+
+Weighting = Literal["plain", "importance", "smc"]
+_CELLS = 1 << 25  # log-probabilities of decoded codes held at once (float32: 128 MB)
+_ROWS = 512  # codes decoded in one batch
+
+
+class EntropyGate(NamedTuple):
+    """Sample where low <= H < high (nats), H the mean of -log q of the position's own samples; elsewhere fall back."""
+
+    low: float = 0.0
+    high: float = math.inf
+
+
+class MonteCarloOutput(NamedTuple):
+    """Predictions and their cost.
+
+    `ess`: effective samples (before resampling, for particles), NaN where the gate fell back (`sampled` false).
+    `n_forward`: codes decoded for a row, `n_tokens`: positions they were decoded at.
+    """
+
+    log_probs: Float[Tensor, "batch time_plus_1 vocab"]
+    ess: Float[Tensor, "batch time_plus_1"]
+    sampled: Bool[Tensor, "batch time_plus_1"]
+    n_forward: Int[Tensor, " batch"]
+    n_tokens: Int[Tensor, " batch"]
+
+
+class MonteCarloPredictor:
+    """A SequencePredictor that averages a conditional predictor over codes from a task sampler.
+
+    `n_samples` = K; the result depends on `seed` and the tokens alone.  `gate` needs a `fallback`, which predicts where
+    the gate does not sample; codes are not decoded there, except by "smc", whose particles must go on.
+
+    >>> from commissure.metahmm.conditional import FactorEmbedding, SoftPrefix
+    >>> from commissure.metahmm.samplers import FactorPosterior
+    >>> from commissure.nn import Stack
+    >>> lm = SoftPrefix(Stack(["gru"], 8, vocab=5), 4, embedding=FactorEmbedding((4, 2), 4))
+    >>> sampler = FactorPosterior(Stack(["gru"], 8, vocab=5), (4, 2))
+    >>> predictor = MonteCarloPredictor(lm, sampler, n_samples=10, weighting="importance")
+    >>> output = predictor(torch.tensor([[1, 2, 3]]))
+    >>> output.log_probs.shape, bool((output.n_forward <= 8).all())
+    (torch.Size([1, 4, 5]), True)
+    """
+
+    def __init__(
+        self,
+        conditional: ConditionalPredictor,
+        sampler: TaskSampler,
+        *,
+        n_samples: int,
+        weighting: Weighting = "plain",
+        gate: EntropyGate | None = None,
+        fallback: SequencePredictor | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(n_samples, int) or n_samples < 1:
+            raise InputError("n_samples", n_samples, "an integer >= 1")
+        if weighting not in ("plain", "importance", "smc"):
+            raise InputError("weighting", weighting, "'plain', 'importance' or 'smc'")
+        if (gate is None) != (fallback is None):
+            fix = "the fallback predicts where the gate does not sample"
+            raise InputError("gate, fallback", (gate, fallback), "both or neither", fix)
+        self.conditional, self.sampler, self.n_samples, self.weighting = conditional, sampler, n_samples, weighting
+        self.gate, self.fallback, self.seed = gate, fallback, seed
+
+    def log_probs(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time_plus_1 vocab"]:
+        """Contract 2."""
+        return self(tokens).log_probs
+
+    @torch.no_grad()
+    def __call__(self, tokens: Int[Tensor, "batch time"]) -> MonteCarloOutput:
+        """Predictions at positions 0 .. T, with what they cost."""
+        if tokens.ndim != 2 or not len(tokens):
+            raise InputError("tokens", tuple(tokens.shape), "shape (batch, time) with batch >= 1")
+        proposal = self.sampler.propose(tokens)
+        positions = torch.arange(tokens.shape[1] + 1, device=tokens.device)
+        is_drawn = self.weighting != "smc" or self.gate is not None
+        codes = proposal.sample(positions, self.n_samples, seed=spawn(self.seed, "codes")) if is_drawn else None
+        needs_density = codes is not None and (self.gate is not None or self.weighting == "importance")
+        log_q = proposal.log_prob(positions, codes) if needs_density else None  # type: ignore[arg-type]
+        sampled = torch.ones(len(tokens), len(positions), dtype=torch.bool, device=tokens.device)
+        if self.gate is not None and log_q is not None:
+            entropy = -log_q.mean(-1)
+            sampled = (entropy >= self.gate.low) & (entropy < self.gate.high)
+        if self.weighting == "smc" or codes is None:
+            filtered = filter_particles(self.conditional, proposal, tokens, n_particles=self.n_samples, seed=self.seed)
+            return self._fall_back(tokens, MonteCarloOutput(filtered.log_probs, filtered.ess, sampled, *filtered[2:]))
+        offset = proposal.log_prior(codes) - log_q if self.weighting == "importance" and log_q is not None else None
+        cells = codes.shape[1] * codes.shape[2] * len(positions) * self.conditional.vocab
+        parts = [
+            _average(
+                self.conditional, tokens[rows], codes[rows], None if offset is None else offset[rows], sampled[rows]
+            )
+            for rows in torch.arange(len(tokens), device=tokens.device).split(max(1, _CELLS // cells))
+        ]
+        return self._fall_back(tokens, MonteCarloOutput(*(torch.cat(field) for field in zip(*parts, strict=True))))
+
+    def flops_per_token(self, output: MonteCarloOutput) -> float:
+        """Multiplications and additions of matrices for one predicted token, by `backbones.flops_per_token`.
+
+        The conditional predictor at every position it was decoded at, the sampler's encoder once and its head K times,
+        the fallback once.  What is not a module (an oracle, an exact conditional) counts nothing.
+        """
+        n_positions = output.sampled.numel()
+        length = output.sampled.shape[1]
+        total = _flops(self.conditional, length) * int(output.n_tokens.sum()) / n_positions + _flops(
+            self.fallback, length
+        )
+        encoder = getattr(self.sampler, "lm", None)
+        head = _flops(self.sampler, length) - _flops(encoder, length)
+        return total + _flops(encoder, length) + head * self.n_samples
+
+    def _fall_back(self, tokens: Tensor, output: MonteCarloOutput) -> MonteCarloOutput:
+        """The fallback's predictions where nothing was sampled."""
+        if self.fallback is None:
+            return output
+        implicit = self.fallback.log_probs(tokens)
+        return output._replace(
+            log_probs=torch.where(output.sampled[..., None], output.log_probs, implicit),
+            ess=output.ess.masked_fill(~output.sampled, math.nan),
+        )
+
+
+def _average(
+    conditional: ConditionalPredictor,
+    tokens: Int[Tensor, "batch time"],
+    codes: Shaped[Tensor, "batch time_plus_1 n code_dim"],
+    offset: Float[Tensor, "batch time_plus_1 n"] | None,
+    sampled: Bool[Tensor, "batch time_plus_1"],
+) -> MonteCarloOutput:
+    """The weighted average at every position; each distinct code of a row is decoded once, as far as it is needed.
+
+    `offset`: log p(c) - log q(c) of each sample, or None for equal weights.
+    """
+    n, (n_positions, n_samples) = len(tokens), codes.shape[1:3]
+    count = torch.zeros(n, dtype=torch.int64, device=tokens.device)
+    if not bool(sampled.any()):
+        empty = torch.zeros(n, n_positions, conditional.vocab, device=tokens.device)
+        return MonteCarloOutput(empty, empty[..., 0], sampled, count, count)
+    used = sampled[..., None].expand(-1, -1, n_samples)
+    row, position, _ = used.nonzero(as_tuple=True)
+    pairs = torch.cat([row[:, None].to(codes.dtype), codes[used]], 1)
+    distinct, which = torch.unique(pairs, dim=0, return_inverse=True)
+    owner = distinct[:, 0].to(torch.int64)
+    last = torch.zeros_like(owner).scatter_reduce(0, which, position, "amax")
+    decoded = _decode(conditional, tokens, owner, distinct[:, 1:], last)
+    index = torch.zeros(used.shape, dtype=torch.int64, device=tokens.device)
+    index[used] = which
+    positions = torch.arange(n_positions, device=tokens.device)[:, None]
+    log_weights = torch.zeros(used.shape, dtype=decoded.dtype, device=tokens.device)
+    if offset is not None:
+        gained = decoded[:, :-1].gather(-1, tokens[owner][..., None])[..., 0]
+        log_lik = torch.nn.functional.pad(gained.cumsum(1), (1, 0))
+        log_weights = torch.where(used, offset.to(decoded) + log_lik[index, positions], log_weights)
+    log_weights, ess = mixture(log_weights)
+    n_forward, n_tokens = count.index_add(0, owner, torch.ones_like(owner)), count.index_add(0, owner, last + 1)
+    log_probs = torch.logsumexp(log_weights[..., None] + decoded[index, positions], 2)
+    return MonteCarloOutput(log_probs, ess, sampled, n_forward, n_tokens)
+
+
+def _decode(
+    conditional: ConditionalPredictor,
+    tokens: Int[Tensor, "batch time"],
+    row: Int[Tensor, " distinct"],
+    codes: Shaped[Tensor, "distinct code_dim"],
+    last: Int[Tensor, " distinct"],
+) -> Float[Tensor, "distinct time_plus_1 vocab"]:
+    """Predictions of each (row, code) up to its last position, zeros beyond; codes of like lengths run together."""
+    decoded = torch.zeros(0)
+    for chosen in last.argsort(descending=True, stable=True).split(_ROWS):
+        end = int(last[chosen].max())
+        log_probs, _ = conditional.prefill(tokens[row[chosen], :end], codes[chosen])
+        if not len(decoded):
+            decoded = log_probs.new_zeros(len(row), tokens.shape[1] + 1, log_probs.shape[-1])
+        decoded[chosen, : end + 1] = log_probs
+    return decoded
+
+
+def _flops(part: object, length: int) -> float:
+    return flops_per_token(part, length) if isinstance(part, nn.Module) else 0.0

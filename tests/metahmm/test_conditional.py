@@ -1,0 +1,281 @@
+"""Conditional predictors: the soft prefix on Stacks and Hugging Face models, codes, streaming, exact HMMs."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from commissure.core.errors import DegenerateError, InputError
+from commissure.core.mixer import select
+from commissure.core.rng import isolated, torch_generator
+from commissure.metahmm.backbones import CausalLM, backbone, flops_per_token
+from commissure.metahmm.conditional import ExactConditional, FactorEmbedding, SoftPrefix, hidden_states, pooled_codes
+from commissure.metahmm.monte_carlo import MonteCarloPredictor
+from commissure.metahmm.samplers import FactorPosterior, LatentFlow
+from commissure.nn import Stack
+
+spec = importlib.util.spec_from_file_location("dense", Path(__file__).with_name("dense.py"))
+assert spec is not None
+assert spec.loader is not None
+dense: Any = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(dense)
+
+VOCAB, DIM, CODE = 7, 16, 3
+TOKENS = torch.randint(VOCAB, (3, 6), generator=torch_generator(0, "tokens"))
+CODES = torch.randn(3, 4, CODE, dtype=torch.float64, generator=torch_generator(0, "codes"))
+
+
+def stack(mixers: list[str], **sizes: Any) -> Stack:
+    return Stack(mixers, DIM, vocab=VOCAB, heads=2, **sizes)
+
+
+def llama(bos: int | None = 0) -> Any:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": DIM, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=VOCAB, bos_token_id=bos, eos_token_id=None, **sizes)
+    return transformers.LlamaForCausalLM(config)
+
+
+def gpt2() -> Any:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_embd": DIM, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = transformers.GPT2Config(vocab_size=VOCAB, bos_token_id=0, eos_token_id=None, **sizes, **no_dropout)
+    return transformers.GPT2LMHeadModel(config)
+
+
+def mesanet() -> Any:
+    pytest.importorskip("transformers")
+    from commissure.mesa import MesaNetConfig, MesaNetForCausalLM
+
+    sizes = {"vocab": VOCAB, "dim": DIM, "blocks": 2, "heads": 2, "head_dim": 4, "bos_token_id": 0}
+    return MesaNetForCausalLM(MesaNetConfig(**sizes))
+
+
+MODELS = {
+    "attention": lambda: stack(["attention", "attention"], positions="rotary"),
+    "positions": lambda: stack(["attention"], positions=12, tie=True, embed_scale=4.0, soft_cap=30.0),
+    "gru": lambda: stack(["gru"]),
+    "mesa": lambda: stack(["mesa", "mamba"]),
+    "llama": llama,
+    "gpt2": gpt2,
+    "mesanet": mesanet,
+}
+STREAMING = [name for name in MODELS if name != "mesanet"]
+
+
+def language_model(name: str) -> nn.Module:
+    with isolated(1, name):
+        return MODELS[name]().double().eval().requires_grad_(False)
+
+
+def conditional(name: str, **options: Any) -> SoftPrefix:
+    lm = language_model(name)
+    with isolated(2, name):
+        return SoftPrefix(lm, CODE, **options).requires_grad_(False)
+
+
+def randomized(model: SoftPrefix) -> SoftPrefix:
+    """A projection that is not the zeros it starts from."""
+    noise = torch.randn(model.projection.weight.shape, generator=torch_generator(3, "noise"), dtype=torch.float64)
+    model.projection.weight.copy_(noise)
+    return model
+
+
+def base_log_probs(lm: Any, tokens: Tensor) -> Tensor:
+    """The model's own predictions, called as its users call it."""
+    if isinstance(lm, Stack):
+        return lm.log_probs(tokens)
+    started = torch.cat([tokens.new_zeros(len(tokens), 1), tokens], 1)
+    return lm(input_ids=started).logits.log_softmax(-1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_zero_projection_is_the_base_model(name: str) -> None:
+    """Oracle 13, for Stacks, Hugging Face models and MesaNet; and a projection that is not zero is heard."""
+    model = conditional(name, placement="start")
+    expected = base_log_probs(model.lm, TOKENS)[:, None].expand(-1, 4, -1, -1)
+    torch.testing.assert_close(model.log_probs(TOKENS, CODES), expected, rtol=0, atol=1e-12)
+    heard = randomized(model).log_probs(TOKENS, CODES) - expected
+    assert float(heard.abs().amax((1, 3)).min()) > 1e-4, "at every position, the prior included"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_before_the_start_is_one_more_vector(name: str) -> None:
+    """Against the same model run by hand on [W c, start, tokens], its first output dropped."""
+    model = conditional(name)
+    lm: Any = model.lm
+    for k in range(4):
+        code = (CODES[:, k] @ model.projection.weight.T)[:, None]
+        if isinstance(lm, Stack):
+            vectors = torch.cat([lm.start * lm.config.embed_scale + torch.zeros(3, 1, DIM), lm.embed(TOKENS)], 1)
+            expected = lm.logits(lm.hidden(torch.cat([code, vectors], 1))[0]).log_softmax(-1)
+        else:
+            started = torch.cat([TOKENS.new_zeros(3, 1), TOKENS], 1)
+            vectors = torch.cat([code, lm.get_input_embeddings()(started)], 1)
+            expected = lm(inputs_embeds=vectors).logits.log_softmax(-1)
+        torch.testing.assert_close(model.log_probs(TOKENS, CODES)[:, k], expected[:, 1:], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("placement", ["before", "start"])
+@pytest.mark.parametrize("name", STREAMING)
+def test_streaming_with_selected_particles(name: str, placement: Any) -> None:
+    model = randomized(conditional(name, placement=placement))
+    rows, codes = TOKENS.repeat_interleave(4, 0), CODES.flatten(0, 1)
+    expected = model.log_probs(TOKENS, CODES).flatten(0, 1)
+    log_probs, state = model.prefill(rows[:, :2], codes)
+    torch.testing.assert_close(log_probs, expected[:, :3], rtol=0, atol=1e-10)
+    chosen = torch.tensor([7, 2, 2, 11])
+    state = select(state, chosen)
+    for t in range(2, 6):
+        step, state = model.step(rows[chosen, t], state)
+        torch.testing.assert_close(step, expected[chosen, t + 1], rtol=0, atol=1e-10)
+
+
+def test_a_model_without_a_plain_cache_does_not_stream_wrongly() -> None:
+    model = conditional("mesanet")
+    _, state = model.prefill(TOKENS, CODES[:, 0])
+    with pytest.raises(InputError, match="DynamicCache"):
+        model.step(TOKENS[:, 0], state)
+
+
+@pytest.mark.parametrize("name", ["gru", "llama"])
+def test_predictions_are_causal(name: str) -> None:
+    model = randomized(conditional(name))
+    changed = TOKENS.clone()
+    changed[:, 3:] = (changed[:, 3:] + 1) % VOCAB
+    before, after = model.log_probs(TOKENS, CODES), model.log_probs(changed, CODES)
+    torch.testing.assert_close(before[:, :, :4], after[:, :, :4], rtol=0, atol=1e-12)
+    assert not torch.allclose(before[:, :, 4:], after[:, :, 4:])
+
+
+@pytest.mark.parametrize("weighting", ["plain", "importance", "smc"])
+def test_a_hugging_face_model_in_every_weighting(weighting: Any) -> None:
+    model = randomized(conditional("llama"))
+    with isolated(4, "flow"):
+        sampler = LatentFlow(copy.deepcopy(model.lm), CODE, width=8).double()
+    out = MonteCarloPredictor(model, sampler, n_samples=3, weighting=weighting)(TOKENS)
+    torch.testing.assert_close(out.log_probs.exp().sum(-1), torch.ones(3, 7, dtype=torch.float64))
+
+
+def test_gradients_reach_the_code_the_embedding_and_the_model() -> None:
+    with isolated(0, "model"):
+        model = SoftPrefix(stack(["gru"]), CODE, embedding=FactorEmbedding((2, 3), CODE))
+    codes = torch.tensor([[[0, 2]], [[1, 1]], [[1, 0]]])
+    (-model.log_probs(TOKENS, codes)[:, 0, 0, 3].mean()).backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert missing == ["lm.embedding"] or not missing, "no token was read"
+    assert float(model.embedding.weight.grad.abs().sum()) > 0  # type: ignore[union-attr, operator]
+    assert float(model.lm.start.grad.abs().sum()) > 0  # type: ignore[union-attr, operator]
+
+
+def test_factor_embeddings_are_sums_of_one_vector_a_choice() -> None:
+    embedding = FactorEmbedding((4, 2, 3), 5)
+    w = embedding.weight
+    torch.testing.assert_close(embedding(torch.tensor([[3, 1, 0]]))[0], w[3] + w[5] + w[6])
+    for wrong in ([[4, 0, 0]], [[0, -1, 0]], [[0, 0]]):
+        with pytest.raises(InputError, match="codes"):
+            embedding(torch.tensor(wrong))
+    with pytest.raises(InputError, match="sizes"):
+        FactorEmbedding((), 5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_pooled_codes_are_means_of_hidden_states(name: str) -> None:
+    lm: Any = language_model(name)
+    hidden = hidden_states(lm, TOKENS)
+    assert hidden.shape == (3, 7, DIM)
+    if isinstance(lm, Stack):
+        torch.testing.assert_close(lm.logits(hidden).log_softmax(-1), lm.log_probs(TOKENS), rtol=0, atol=1e-12)
+    else:
+        logits = lm.get_output_embeddings()
+        if logits is not None and name != "mesanet":
+            torch.testing.assert_close(logits(hidden).log_softmax(-1), base_log_probs(lm, TOKENS), rtol=0, atol=1e-10)
+    torch.testing.assert_close(pooled_codes(lm, TOKENS), hidden[:, 1:].mean(1), rtol=0, atol=0)
+    with pytest.raises(InputError, match="time >= 1"):
+        pooled_codes(lm, TOKENS[:, :0])
+
+
+def test_a_hugging_face_model_is_a_sequence_predictor() -> None:
+    lm = language_model("gpt2")
+    torch.testing.assert_close(CausalLM(lm).log_probs(TOKENS), base_log_probs(lm, TOKENS), rtol=0, atol=1e-12)
+    with pytest.raises(InputError, match="bos_token_id"):
+        CausalLM(llama(bos=None))
+    with pytest.raises(InputError, match="tokens"):
+        CausalLM(lm).log_probs(TOKENS + VOCAB)
+
+
+def test_flops_are_two_a_weight_and_attention() -> None:
+    model = Stack(["attention"], 8, vocab=5, heads=2, head_dim=4, mlp="none")
+    matrices = 8 * 24 + 8 * 8 + 5 * 8
+    assert flops_per_token(model, 9) == 2 * matrices + 4 * 8 * 5
+    tied = Stack(["attention"], 8, vocab=5, heads=2, head_dim=4, mlp="none", tie=True)
+    assert flops_per_token(tied, 9) == flops_per_token(model, 9)
+    assert flops_per_token(FactorPosterior(model, (3,)), 9) > flops_per_token(model, 9)
+    with pytest.raises(InputError, match="length"):
+        flops_per_token(model, 0)
+
+
+def test_exact_conditionals_enumerate_state_paths() -> None:
+    """p(x_1..x_4 | theta) by all 4^4 paths of states, for every task and sequence."""
+    env = dense.small_environment()
+    tokens = dense.sequences(env, 3, 4)
+    tasks = torch.arange(env.n_tasks)
+    log_probs = ExactConditional(env).log_probs(tokens, tasks[None, :, None].expand(3, -1, -1))
+    joint = log_probs[:, :, :-1].gather(-1, tokens[:, None, :, None].expand(-1, len(tasks), -1, 1)).sum((2, 3)).exp()
+    paths = torch.cartesian_prod(*[torch.arange(env.n_states)] * 4)
+    for task in tasks.tolist():
+        a, e = env.transition_matrix([task])[0], env.emission_matrix([task])[0]
+        moves = env.initial[paths[:, 0]] * a[paths[:, :-1], paths[:, 1:]].prod(1)
+        for b in range(3):
+            expected = (moves * e[paths, tokens[b]].prod(1)).sum()
+            torch.testing.assert_close(joint[b, task], expected, rtol=0, atol=1e-12)
+    factors = env.task_to_factors(tasks)
+    by_factors = ExactConditional(env).log_probs(tokens, factors.expand(3, -1, -1))
+    torch.testing.assert_close(by_factors, log_probs, rtol=0, atol=0)
+
+
+def test_exact_conditionals_stream_and_refuse_the_impossible() -> None:
+    env = dense.small_environment()
+    exact, tokens = ExactConditional(env), dense.sequences(env, 2, 6)
+    codes = torch.tensor([[3], [9]])
+    whole, _ = exact.prefill(tokens, codes)
+    _, state = exact.prefill(tokens[:, :3], codes)
+    state = select(state, torch.tensor([1, 0, 1]))
+    for t in range(3, 6):
+        log_probs, state = exact.step(tokens[[1, 0, 1], t], state)
+        torch.testing.assert_close(log_probs, whole[[1, 0, 1], t + 1], rtol=0, atol=1e-12)
+
+    class Silent:
+        initial, transitions = env.initial, env.transitions
+        emissions = torch.eye(6, dtype=torch.float64)[:1].expand(1, 4, 6)
+
+        def factors_to_task(self, factors: Tensor) -> Tensor:
+            return factors[:, 0]
+
+    with pytest.raises(DegenerateError, match="probability zero"):
+        ExactConditional(Silent()).prefill(torch.tensor([[1]]), torch.tensor([[0]]))
+
+
+def test_refusals() -> None:
+    lm = language_model("gru")
+    with pytest.raises(InputError, match="placement"):
+        SoftPrefix(lm, 3, placement="after")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="code_dim"):
+        SoftPrefix(lm, 3, embedding=FactorEmbedding((2,), 4))
+    with pytest.raises(InputError, match="codes"):
+        SoftPrefix(lm, 3).log_probs(TOKENS, CODES[..., :2])
+    with pytest.raises(InputError, match="codes"):
+        SoftPrefix(lm, 3).log_probs(TOKENS, CODES.long())
+    with pytest.raises(InputError, match="tokens, codes"):
+        SoftPrefix(lm, 3).log_probs(TOKENS[:2], CODES)
+    with pytest.raises(InputError, match="start token"):
+        backbone(Stack(["gru"], 8))
+    with pytest.raises(InputError, match="lm"):
+        backbone(nn.Linear(2, 2))

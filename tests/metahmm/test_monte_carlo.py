@@ -1,0 +1,281 @@
+"""Monte Carlo predictors against enumeration: unbiased, 1/K, corrected, what they cost, and the gate."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from commissure.core.errors import DegenerateError, InputError
+from commissure.core.mixer import State
+from commissure.core.rng import isolated
+from commissure.metahmm.backbones import flops_per_token
+from commissure.metahmm.conditional import ExactConditional, FactorEmbedding, SoftPrefix
+from commissure.metahmm.divergence import evaluate_divergence, pointwise_divergence
+from commissure.metahmm.monte_carlo import EntropyGate, MonteCarloPredictor, Weighting
+from commissure.metahmm.particles import mixture
+from commissure.metahmm.samplers import FactorPosterior, LatentFlow, TablePosterior
+from commissure.nn import Stack
+
+spec = importlib.util.spec_from_file_location("dense", Path(__file__).with_name("dense.py"))
+assert spec is not None
+assert spec.loader is not None
+dense: Any = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(dense)
+
+ENV = dense.small_environment()
+ORACLE = dense.DenseOracle(ENV)
+EXACT = ExactConditional(ENV)
+POSTERIOR = dense.DensePosterior(ORACLE)
+TOKENS = dense.sequences(ENV, 8, 10)
+N = ENV.n_tasks
+WRONG = torch.linspace(1, 8, N, dtype=torch.float64) / torch.linspace(1, 8, N, dtype=torch.float64).sum()
+WEIGHTINGS: list[Weighting] = ["plain", "importance", "smc"]
+
+
+class Counting:
+    """An exact conditional that remembers what it was asked to decode."""
+
+    vocab = EXACT.vocab
+
+    def __init__(self) -> None:
+        self.decoded: list[tuple[tuple[int, ...], int]] = []
+
+    def log_probs(self, tokens: Tensor, codes: Tensor) -> Tensor:
+        return EXACT.log_probs(tokens, codes)
+
+    def prefill(self, tokens: Tensor, codes: Tensor) -> tuple[Tensor, State]:
+        self.decoded += [(tuple(row.tolist()), int(code)) for row, code in zip(tokens, codes[:, 0], strict=True)]
+        return EXACT.prefill(tokens, codes)
+
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, State]:
+        return EXACT.step(tokens, state)
+
+
+class Everything:
+    """Proposes every task once."""
+
+    def propose(self, tokens: Tensor) -> TablePosterior:
+        class Listed(TablePosterior):
+            def sample(self, positions: Tensor, n: int, *, seed: int) -> Tensor:
+                return self.codes.expand(len(tokens), len(positions), -1, -1)
+
+        return Listed(torch.full((len(tokens), tokens.shape[1] + 1, N), -math.log(N), dtype=torch.float64))
+
+
+def predictor(n_samples: int, weighting: Weighting = "plain", sampler: Any = POSTERIOR, **options: Any) -> Any:
+    return MonteCarloPredictor(EXACT, sampler, n_samples=n_samples, weighting=weighting, **options)
+
+
+def mean_divergence(model: Any, tokens: Tensor = TOKENS) -> float:
+    return float(pointwise_divergence(model, tokens, oracle=ORACLE).divergence.mean())
+
+
+@pytest.mark.parametrize("n_samples", [1, 4])
+def test_the_mean_over_repeats_is_the_oracle(n_samples: int) -> None:
+    """10,000 repeats, each a row of one batch; every probability within 4 standard errors (63 of them)."""
+    repeats = TOKENS[:1, :8].expand(10_000, -1)
+    drawn = predictor(n_samples).log_probs(repeats).exp()
+    truth = ORACLE.log_probs(TOKENS[:1, :8])[0].exp()
+    error = drawn.std(0) / 100
+    z = (drawn.mean(0) - truth) / error
+    assert float(z.abs().max()) < 4
+    assert float(z.square().mean()) < 2
+
+
+def test_the_excess_divergence_is_c_over_k() -> None:
+    """To first order K E KL[p* || p_K] = sum_x Var_posterior[p(x | theta)] / (2 p*(x))."""
+    tokens = TOKENS[:4, :6]
+    truth = ORACLE(tokens)
+    every = torch.arange(N)[None, :, None].expand(4, -1, -1)
+    each, p = EXACT.log_probs(tokens, every).exp(), truth.log_probs.exp()
+    posterior = truth.log_posterior.exp().transpose(1, 2)[..., None]
+    constant = ((posterior * (each - p[:, None]).square()).sum(1) / (2 * p)).sum(-1)
+    for n_samples in (100, 400):
+        drawn = predictor(n_samples).log_probs(tokens.repeat_interleave(400, 0)).view(4, 400, 7, -1)
+        excess = (p[:, None] * (truth.log_probs[:, None] - drawn)).sum(-1).mean(1)
+        torch.testing.assert_close(n_samples * excess.mean(1), constant.mean(1), rtol=0.1, atol=0)
+
+
+def test_one_sample_is_one_conditional() -> None:
+    """What K = 1 gives is p(. | x, theta) of some task at every position: nothing else is mixed in."""
+    drawn = predictor(1).log_probs(TOKENS)
+    every = EXACT.log_probs(TOKENS, torch.arange(N)[None, :, None].expand(8, -1, -1))
+    nearest = (drawn[:, None] - every).abs().amax(-1).amin(1)
+    assert float(nearest.max()) < 1e-12
+
+
+def test_enumeration_with_importance_weights_is_the_oracle() -> None:
+    out = predictor(N, "importance", Everything())(TOKENS)
+    torch.testing.assert_close(out.log_probs, ORACLE.log_probs(TOKENS), rtol=0, atol=1e-12)
+    posterior = ORACLE(TOKENS).log_posterior.exp()
+    torch.testing.assert_close(out.ess, 1 / posterior.square().sum(-1), rtol=1e-10, atol=0)
+    uniform = EXACT.log_probs(TOKENS, torch.arange(N)[None, :, None].expand(8, -1, -1)).exp().mean(1)
+    plain = predictor(N, "plain", Everything()).log_probs(TOKENS)
+    torch.testing.assert_close(plain.exp(), uniform, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("weighting", ["importance", "smc"])
+def test_a_wrong_sampler_is_corrected(weighting: Weighting) -> None:
+    """Divergence falls as 1/K to nothing; the plain average keeps q's bias at any K."""
+    sampler = dense.DensePosterior(ORACLE, WRONG)
+    few, many = (mean_divergence(predictor(n, weighting, sampler)) for n in (50, 5000))
+    plain_few, plain_many = (mean_divergence(predictor(n, "plain", sampler)) for n in (50, 5000))
+    assert many < 1e-3
+    assert few > 10 * many
+    assert plain_many > 0.8 * plain_few > 0.1
+
+
+def test_particles_are_rejuvenated() -> None:
+    """q at position 0 almost never proposes the tasks that turn out to matter; later q does."""
+
+    class Late:
+        def propose(self, tokens: Tensor) -> TablePosterior:
+            table = ORACLE(tokens).log_posterior.clone()
+            best = table[:, -1].argmax(-1)
+            table[:, 0] = 0.0
+            table[:, 0].scatter_(1, best[:, None], -12.0)
+            return TablePosterior(table.log_softmax(-1))
+
+    assert mean_divergence(predictor(200, "smc", Late())) < 0.02
+    assert mean_divergence(predictor(200, "importance", Late())) < 0.02
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_result_is_the_seeds_and_ends_do_not_matter(weighting: Weighting) -> None:
+    model = predictor(6, weighting)
+    first = model(TOKENS)
+    assert torch.equal(first.log_probs, model(TOKENS).log_probs)
+    other = predictor(6, weighting, seed=1)(TOKENS)
+    assert not torch.allclose(first.log_probs, other.log_probs)
+    shorter = model(TOKENS[:, :4])
+    torch.testing.assert_close(shorter.log_probs, first.log_probs[:, :5], rtol=0, atol=1e-12)
+    torch.testing.assert_close(first.log_probs.exp().sum(-1), torch.ones(8, 11, dtype=torch.float64))
+
+
+def test_a_code_is_decoded_once_and_no_further_than_needed() -> None:
+    counting = Counting()
+    model = MonteCarloPredictor(counting, POSTERIOR, n_samples=50, weighting="importance")
+    out = model(TOKENS)
+    tasks = {(row[:1], code) for row, code in counting.decoded}
+    assert len(tasks) <= len(counting.decoded) == int(out.n_forward.sum())
+    assert int(out.n_forward.max()) <= N
+    codes = POSTERIOR.propose(TOKENS).sample(torch.arange(11), 50, seed=0)
+    assert codes.shape == (8, 11, 50, 1)
+    late = int(out.n_tokens.sum())
+    assert late < int(out.n_forward.sum()) * 11, "codes drawn at first only are not run to the end"
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = predictor(7, "importance")(TOKENS)
+    monkeypatch.setattr("commissure.metahmm.monte_carlo._CELLS", 1)
+    monkeypatch.setattr("commissure.metahmm.monte_carlo._ROWS", 3)
+    for one, other in zip(whole, predictor(7, "importance")(TOKENS), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_gate_falls_back_outside_its_range(weighting: Weighting) -> None:
+    class Implicit:
+        def log_probs(self, tokens: Tensor) -> Tensor:
+            return torch.full((*tokens.shape, 6), 1 / 6, dtype=torch.float64).log()[:, [0, *range(tokens.shape[1])]]
+
+    fallback = Implicit()
+    open_gate = predictor(20, weighting, gate=EntropyGate(-1.0), fallback=fallback)
+    torch.testing.assert_close(open_gate.log_probs(TOKENS), predictor(20, weighting).log_probs(TOKENS))
+    closed = predictor(20, weighting, gate=EntropyGate(1e3), fallback=fallback)(TOKENS)
+    torch.testing.assert_close(closed.log_probs, fallback.log_probs(TOKENS))
+    assert not bool(closed.sampled.any())
+    assert bool(closed.ess.isnan().all())
+    if weighting != "smc":
+        assert int(closed.n_tokens.sum()) == 0
+    some = predictor(400, weighting, gate=EntropyGate(1.0, 2.0), fallback=fallback)(TOKENS)
+    entropy = ORACLE(TOKENS).task_entropy
+    clear = ((entropy - 1).abs() > 0.2) & ((entropy - 2).abs() > 0.2)
+    assert torch.equal(some.sampled[clear], ((entropy >= 1) & (entropy < 2))[clear])
+    assert bool(some.sampled.any())
+    torch.testing.assert_close(some.log_probs[~some.sampled], fallback.log_probs(TOKENS)[~some.sampled])
+    free = predictor(400, weighting).log_probs(TOKENS)
+    torch.testing.assert_close(some.log_probs[some.sampled], free[some.sampled], rtol=0, atol=1e-12)
+
+
+def test_effective_samples() -> None:
+    weights, ess = mixture(torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, -50.0, -50.0, -50.0]], dtype=torch.float64))
+    torch.testing.assert_close(ess, torch.tensor([4.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(weights.exp().sum(-1), torch.ones(2, dtype=torch.float64))
+    with pytest.raises(DegenerateError, match="draw more"):
+        mixture(torch.full((1, 3), -math.inf))
+
+
+def learned(placement: Any = "before") -> tuple[SoftPrefix, FactorPosterior, LatentFlow, Stack]:
+    with isolated(0, "models"):
+        sizes = ENV.factor_sizes
+        lm = Stack(["gru", "attention"], 8, vocab=ENV.n_obs, heads=2).double()
+        known = SoftPrefix(lm, 4, embedding=FactorEmbedding(sizes, 4).double(), placement=placement).double().eval()
+        return known, FactorPosterior(lm, sizes).double(), LatentFlow(lm, 8, width=16).double(), lm
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_learned_parts_in_every_weighting(weighting: Weighting) -> None:
+    known, posterior, flow, lm = learned()
+    factors = predictor(5, weighting)
+    factors.conditional, factors.sampler = known, posterior
+    by_vector = SoftPrefix(lm, 8).double()
+    for conditional, sampler in ((known, posterior), (by_vector, flow)):
+        model = MonteCarloPredictor(conditional, sampler, n_samples=5, weighting=weighting)
+        out = model(TOKENS)
+        torch.testing.assert_close(out.log_probs.exp().sum(-1), torch.ones(8, 11, dtype=torch.float64))
+        assert bool(((out.ess >= 1 - 1e-9) & (out.ess <= 5 + 1e-9)).all())
+        measured = evaluate_divergence(model, TOKENS, oracle=ORACLE, n_resamples=100)
+        assert measured.overall.divergence.estimate > 0
+
+
+def test_importance_and_particles_converge_to_enumeration_of_the_learned_decoder() -> None:
+    """Both correct a learned q to the decoder's own posterior, whatever the decoder has learned."""
+    known, posterior, _, _ = learned()
+    every = torch.cartesian_prod(*(torch.arange(size) for size in ENV.factor_sizes))
+    each = known.log_probs(TOKENS, every.expand(8, -1, -1)).detach()
+    seen = each[:, :, :-1].gather(-1, TOKENS[:, None, :, None].expand(-1, len(every), -1, 1))[..., 0]
+    log_weights = torch.nn.functional.pad(seen.cumsum(-1), (1, 0)).log_softmax(1)
+    expected = torch.logsumexp(log_weights[..., None] + each, 1)
+    for weighting in ("importance", "smc"):
+        model = MonteCarloPredictor(known, posterior, n_samples=4000, weighting=weighting)
+        torch.testing.assert_close(model.log_probs(TOKENS), expected, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_codes_that_are_ignored_leave_the_language_model(weighting: Weighting) -> None:
+    """Oracle 13: a zero projection gives the base model for any K; both are exact up to the sum over samples."""
+    known, posterior, _, lm = learned("start")
+    assert float(known.projection.weight.detach().abs().max()) == 0, "fine-tuning starts at the base model"
+    for n_samples in (1, 6):
+        model = MonteCarloPredictor(known, posterior, n_samples=n_samples, weighting=weighting)
+        torch.testing.assert_close(model.log_probs(TOKENS), lm.log_probs(TOKENS).detach(), rtol=0, atol=1e-12)
+
+
+def test_flops_count_decoded_codes_and_the_sampler() -> None:
+    known, posterior, _, lm = learned()
+    model = MonteCarloPredictor(known, posterior, n_samples=30)
+    out = model(TOKENS)
+    encoder, head = flops_per_token(lm, 11), flops_per_token(posterior, 11) - flops_per_token(lm, 11)
+    decoder = flops_per_token(known, 11) * int(out.n_tokens.sum()) / (8 * 11)
+    assert model.flops_per_token(out) == pytest.approx(decoder + encoder + 30 * head)
+    gated = MonteCarloPredictor(known, posterior, n_samples=30, gate=EntropyGate(1e3), fallback=lm)
+    assert gated.flops_per_token(gated(TOKENS)) == pytest.approx(2 * encoder + 30 * head)
+    assert predictor(3).flops_per_token(predictor(3)(TOKENS)) == 0, "an exact conditional and the oracle are no modules"
+
+
+def test_refusals() -> None:
+    with pytest.raises(InputError, match="n_samples"):
+        predictor(0)
+    with pytest.raises(InputError, match="weighting"):
+        predictor(1, "best")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="gate, fallback"):
+        predictor(1, gate=EntropyGate(0.5))
+    with pytest.raises(InputError, match="tokens"):
+        predictor(1)(TOKENS[0])
