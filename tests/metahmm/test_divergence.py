@@ -14,6 +14,7 @@ from torch import Tensor
 
 from commissure.core.errors import InputError
 from commissure.metahmm.divergence import evaluate_divergence, pointwise_divergence
+from commissure.metahmm.oracle import BayesOracle
 
 spec = importlib.util.spec_from_file_location("dense", Path(__file__).with_name("dense.py"))
 assert spec is not None
@@ -125,6 +126,31 @@ def test_padding_is_left_out_whatever_it_holds() -> None:
             n = length if name == "nll" else length + 1
             torch.testing.assert_close(one[:n], full[:n], rtol=0, atol=1e-12)
             assert bool(one[n:].isnan().all())
+
+
+def test_the_fast_oracle_gives_the_same_table() -> None:
+    lengths = torch.tensor([9, 0, 4, 7, 9, 9, 2, 9, 9, 9, 9, 9])
+    fast = BayesOracle(ENV)
+    measured = evaluate_divergence(Smoothed(), TOKENS, oracle=fast, lengths=lengths, batch_size=5, n_resamples=100)
+    whole = pointwise_divergence(Smoothed(), TOKENS, oracle=ORACLE)
+    seen = torch.arange(10) <= lengths[:, None]
+    for name in ("forward", "backward", "task_entropy"):
+        one, full = getattr(measured.pointwise, name), getattr(whole, name)
+        torch.testing.assert_close(one[seen], full[seen], rtol=0, atol=1e-10)
+    itself = evaluate_divergence(fast, TOKENS, oracle=fast, n_resamples=100).overall.divergence
+    assert itself.estimate == pytest.approx(0, abs=1e-12)
+
+
+def test_what_is_not_defined_shows() -> None:
+    class Broken:
+        def log_probs(self, tokens: Tensor) -> Tensor:
+            out = ORACLE.log_probs(tokens)
+            out[0, 3] = math.nan
+            return out
+
+    measured = evaluate_divergence(Broken(), TOKENS, oracle=ORACLE, n_resamples=100)
+    assert math.isnan(measured.overall.divergence.estimate)
+    assert [math.isnan(row.divergence.estimate) for row in measured.by_position] == [t == 3 for t in range(10)]
 
 
 def test_a_predictor_that_excludes_a_token_is_infinitely_far() -> None:

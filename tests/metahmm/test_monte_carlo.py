@@ -14,12 +14,14 @@ from torch import Tensor
 from commissure.core.errors import DegenerateError, InputError
 from commissure.core.mixer import State
 from commissure.core.rng import isolated
+from commissure.metahmm import MetaHMM
 from commissure.metahmm.backbones import flops_per_token
 from commissure.metahmm.conditional import ExactConditional, FactorEmbedding, SoftPrefix
 from commissure.metahmm.divergence import evaluate_divergence, pointwise_divergence
 from commissure.metahmm.monte_carlo import EntropyGate, MonteCarloPredictor, Weighting
+from commissure.metahmm.oracle import BayesOracle
 from commissure.metahmm.particles import mixture
-from commissure.metahmm.samplers import FactorPosterior, LatentFlow, TablePosterior
+from commissure.metahmm.samplers import FactorPosterior, LatentFlow, OraclePosterior, TablePosterior
 from commissure.nn import Stack
 
 spec = importlib.util.spec_from_file_location("dense", Path(__file__).with_name("dense.py"))
@@ -96,10 +98,35 @@ def test_the_excess_divergence_is_c_over_k() -> None:
     each, p = EXACT.log_probs(tokens, every).exp(), truth.log_probs.exp()
     posterior = truth.log_posterior.exp().transpose(1, 2)[..., None]
     constant = ((posterior * (each - p[:, None]).square()).sum(1) / (2 * p)).sum(-1)
-    for n_samples in (100, 400):
-        drawn = predictor(n_samples).log_probs(tokens.repeat_interleave(400, 0)).view(4, 400, 7, -1)
+    for n_samples in (50, 200):
+        drawn = predictor(n_samples).log_probs(tokens.repeat_interleave(300, 0)).view(4, 300, 7, -1)
         excess = (p[:, None] * (truth.log_probs[:, None] - drawn)).sum(-1).mean(1)
         torch.testing.assert_close(n_samples * excess.mean(1), constant.mean(1), rtol=0.1, atol=0)
+
+
+def test_the_sampling_floor_on_the_paper_s_environment() -> None:
+    """The prototype's table on `small`: exact posterior, exact conditionals, Div at t = 4, 7, 10, within 15 %."""
+    env = MetaHMM.from_preset("small", seed=15)
+    oracle, exact = BayesOracle(env), ExactConditional(env)
+    tasks = torch.randint(env.n_tasks, (160,), generator=torch.Generator().manual_seed(0))
+    contexts = env.sample(tasks, 10, seed=0).tokens
+    floor = {1: 1.70, 2: 0.97, 5: 0.39, 10: 0.18, 20: 0.075, 50: 0.025}
+    sums = dict.fromkeys(floor, 0.0)
+
+    class Fixed:
+        def __init__(self, tokens: Tensor) -> None:
+            self.proposal = OraclePosterior(oracle).propose(tokens)
+
+        def propose(self, tokens: Tensor) -> TablePosterior:
+            return self.proposal
+
+    for tokens in contexts.split(20):
+        sampler = Fixed(tokens)
+        for n_samples in floor:
+            model = MonteCarloPredictor(exact, sampler, n_samples=n_samples)
+            measured = pointwise_divergence(model, tokens, oracle=oracle).divergence
+            sums[n_samples] += float(measured[:, [4, 7, 10]].sum())
+    assert {k: total / (3 * 160) for k, total in sums.items()} == pytest.approx(floor, rel=0.15)
 
 
 def test_one_sample_is_one_conditional() -> None:
