@@ -2,10 +2,10 @@
 
     Div(t) = KL[p* || p](t) / 2 + KL[p || p*](t) / 2,        p* assumes all tasks, uniformly
 
-One attention predictor of the size "cpu" a seed, trained by the preset "cpu" on fresh sequences of 56 of the 64 tasks of
-the environment "e64"; the seed draws environment, split, weights and batches.  `peak` is the t >= 1 with the largest mean
-Div, `over_end` that mean over the mean at the last t.  The gate is on the worst seed: 3 of 3.  Held-out tasks are beside
-it without a gate: 56 tasks are too few to learn how tasks are composed.
+One attention predictor of the size "cpu" a seed, trained by the preset "cpu" on fresh sequences of 56 of the 64 tasks
+of the environment "e64"; the seed draws environment, split, weights and batches.  `peak` is the t >= 1 with the largest
+mean Div, `over_end` that mean over the mean at the last t.  The gate is on the worst seed: 3 of 3.  Held-out tasks are
+beside it without a gate: 56 tasks are too few to learn how tasks are composed.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def run(ctx: Context) -> Outcome:
             found[name].append(measured)
         ctx.progress((seed + 1) / n_seeds, f"seed {seed}: peak {found['train'][-1].divergence.max():.3f}")
     rows = _rows(found)
-    note = f"{steps} steps of {CONFIG.batch_size} sequences of {CONFIG.length} tokens; paper: 11,288 training tasks, T = 200"
+    note = f"{steps} steps of {CONFIG.batch_size} sequences ; paper: 11,288 training tasks, T = 200"
     data = f"generated sequences, environment e64, {SEQUENCES} sequences a seed and set"
     return Outcome(tuple(rows), ctx.judge(rows, n_seeds), _figure(found), n_seeds, note, data)
 

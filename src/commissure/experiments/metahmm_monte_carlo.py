@@ -1,130 +1,167 @@
 """Claim `metahmm.monte_carlo`: predictors that sample tasks against one that does not, at matched test compute.
 
-On "e64", trained on 56 of 64 tasks; a seed draws environment, split, weights and batches.  From one implicit attention
-predictor come the conditional one and the encoder of the task sampler, both fine-tuned from its weights (arXiv
-2506.16288, section 4.2).  K samples a position, decoded once a distinct task; `gated` samples by importance where the
-sampler's own entropy is below a threshold and leaves the rest to the implicit predictor.
+On "e64", trained on 56 of 64 tasks; a seed draws environment, split, weights and batches (`metahmm_contenders`).  K
+codes a position, each distinct one decoded once a sequence.  `gated` samples by importance where the sampler's own
+entropy is below a threshold, and leaves the other positions to the implicit predictor.
 
-    rival        the implicit predictor at the least width whose operations a predicted token are at least those of
-                 `gated`: encoder, K heads, fallback, and the conditional predictor at each position it decodes
-    all, amb     mean Div over all positions; over those where 1 <= H < 4.5 nats, H the exact task entropy
-    gate         rival's Div / gated Div, paired by seed
+    rival       an implicit predictor of the least width whose operations a predicted token are at least those of
+                `gated`: encoder, K heads, fallback, and the conditional predictor at each position it decodes; trained
+                as many steps as the implicit one
+    all, amb    mean Div over all positions; over those where 1 <= H < 4.5 nats, H the exact entropy of the task
+    rival_...   rival's Div / gated Div, paired by seed
 
-Learning rates are each model's best of `RATES` on a seed of its own, K and threshold of `gated` likewise (LOG.md).
+Learning rates are each model's best of three on a seed of its own, K and threshold of `gated` likewise (LOG.md).
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from commissure.core.rng import generator, isolated, spawn
 from commissure.experiments.claims import Budget, Context, Outcome, Row
 from commissure.experiments.mesa_in_context import interval_row
-from commissure.metahmm import MetaHMM
+from commissure.experiments.metahmm_contenders import (
+    BANDS,
+    CHOSEN,
+    DIM,
+    Enumeration,
+    World,
+    conditional,
+    implicit,
+    sampler,
+    stack,
+    world,
+)  # fmt: skip
 from commissure.metahmm.backbones import flops_per_token
-from commissure.metahmm.conditional import FactorEmbedding, SoftPrefix
-from commissure.metahmm.divergence import pointwise_divergence
-from commissure.metahmm.fit import FitConfig, fit
+from commissure.metahmm.divergence import SequencePredictor, pointwise_divergence
 from commissure.metahmm.monte_carlo import EntropyGate, MonteCarloPredictor
-from commissure.metahmm.oracle import BayesOracle
-from commissure.metahmm.samplers import FactorPosterior, OraclePosterior
+from commissure.metahmm.samplers import OraclePosterior
 from commissure.nn.stack import Stack
 from commissure.report.style import COLORS, figure, to_svg
 
 __all__ = ["run"]
 
-DIM, LENGTH, HELD_OUT, SEQUENCES = 32, 32, 8, 160
-RATES = (2e-3, 4e-3, 8e-3)
-CHOSEN = {"implicit": 4e-3, "rival": 4e-3, "conditional": 4e-3, "sampler": 4e-3}
-N_SAMPLES, THRESHOLD = 16, 1.5
-BANDS = {"all": (0.0, np.inf), "amb": (1.0, 4.5), "low": (0.0, 0.5)}
+N_SAMPLES, MOST, THRESHOLD, WIDTH_STEP = 16, 64, 1.5, 8
 SETS = {"train": "training tasks", "held_out": "held-out tasks"}
-_SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 4), "quick": (1, 200), "full": (3, 2000)}  # seeds, steps
+SHOWN = {
+    "implicit": "implicit",
+    "rival": "implicit, widened to the cost of gated",
+    "gated": f"gated importance, K = {N_SAMPLES}",
+    "plain": f"plain, K = {N_SAMPLES}",
+    "plain_most": f"plain, K = {MOST}",
+    "importance": f"importance, K = {N_SAMPLES}",
+    "importance_most": f"importance, K = {MOST}",
+    "smc": f"particles, K = {N_SAMPLES}",
+    "posterior": f"exact posterior, plain, K = {N_SAMPLES}",
+    "enumeration": "all 64 tasks",
+}
+_SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 4), "quick": (1, 100), "full": (3, 1500)}  # seeds, steps
+Numbers = dict[str, float]
 
 
-class Informative:
-    """Codes: the factors that have a choice."""
-
-    def __init__(self, env: MetaHMM) -> None:
-        self.env, self.key = env, "informative factors"
-        self.columns = [i for i, size in enumerate(env.factor_sizes) if size > 1]
-        self.sizes = [env.factor_sizes[i] for i in self.columns]
-
-    def __call__(self, task_ids: Int[Tensor, " batch"], *, seed: int) -> Int[Tensor, "batch factors"]:
-        """Row by row; `seed` is not used."""
-        return self.env.task_to_factors(task_ids)[:, self.columns]
-
-
-class World(NamedTuple):
-    """What a seed decides."""
-
-    env: MetaHMM
-    tasks: Tensor
-    codes: Informative
-    tokens: dict[str, Tensor]
-    oracle: BayesOracle
-    seed: int
-    steps: int
+def run(ctx: Context) -> Outcome:
+    """Train and measure every seed."""
+    n_seeds, steps = _SIZES[ctx.budget]
+    found = []
+    for seed in range(n_seeds):
+        found.append(measure(world(seed, steps)))
+        gain = found[-1]["rival train all"] / found[-1]["gated train all"]
+        ctx.progress((seed + 1) / n_seeds, f"seed {seed}: rival / gated = {gain:.2f}")
+    rows = _rows(found)
+    note = f"{steps} steps, fine-tuning {3 * steps // 4}; widths of the rivals: "
+    note += ", ".join(f"{f['width']:.0f}" for f in found) + f", of all else: {DIM}"
+    return Outcome(tuple(rows), ctx.judge(rows, n_seeds), _figure(found), n_seeds, note, "generated sequences, e64")
 
 
-def world(seed: int, steps: int) -> World:
-    """Environment, split and the sequences of the evaluation."""
-    env = MetaHMM.from_preset("e64", seed=seed)
-    split, tokens = env.split(HELD_OUT, seed=seed), {}
-    for name, tasks in (("train", split.train), ("held_out", split.val)):
-        drawn = tasks[torch.from_numpy(generator(seed, "evaluate", name).integers(len(tasks), size=SEQUENCES))]
-        tokens[name] = env.sample(drawn, LENGTH, seed=spawn(seed, "evaluate", name)).tokens
-    return World(env, split.train, Informative(env), tokens, BayesOracle(env), seed, steps)
+def measure(w: World) -> Numbers:
+    """'<contender> <set> <band>': mean Div in nats; '<contender> cost': operations a predicted token."""
+    base = implicit(w, DIM, CHOSEN["implicit"])
+    found: Numbers = {}
+    for name, predictor in contenders(w, base).items():
+        found |= _evaluate(w, name, predictor)
+    width = next(d for d in range(DIM, 1024, WIDTH_STEP) if _cost(w, stack(w, d)) >= found["gated cost"])
+    rival = implicit(w, width, CHOSEN["rival"])
+    return found | {"width": float(width)} | _evaluate(w, "rival", rival)
 
 
-def stack(w: World, dim: int) -> Stack:
-    """The implicit predictor at a width."""
-    with isolated(w.seed, "model", dim):
-        return Stack(["attention"] * 2, dim, vocab=w.env.n_obs, heads=4, head_dim=dim // 4, positions="rotary")
+def contenders(w: World, base: Stack) -> dict[str, SequencePredictor]:
+    """All but the rival, from one trained implicit predictor."""
+    given, infer = (make(w, base, CHOSEN[make.__name__]) for make in (conditional, sampler))
+    codes = w.codes(torch.arange(w.env.n_tasks), seed=0)
+
+    def mc(sampler: Any = infer, n: int = N_SAMPLES, **options: Any) -> MonteCarloPredictor:
+        return MonteCarloPredictor(given, sampler, n_samples=n, seed=w.seed, **options)
+
+    return {
+        "implicit": base,
+        "gated": mc(weighting="importance", gate=EntropyGate(high=THRESHOLD), fallback=base),
+        "plain": mc(),
+        "plain_most": mc(n=MOST),
+        "importance": mc(weighting="importance"),
+        "importance_most": mc(n=MOST, weighting="importance"),
+        "smc": mc(weighting="smc"),
+        "posterior": mc(OraclePosterior(w.oracle, codes=codes)),
+        "enumeration": Enumeration(given, codes),
+    }
 
 
-def implicit(w: World, dim: int, lr: float) -> Stack:
-    """Trained to predict."""
-    model = stack(w, dim)
-    fit(model, w.env, tasks=w.tasks, config=FitConfig(steps=w.steps, lr=lr, length=LENGTH), seed=w.seed)
-    return model
+def _evaluate(w: World, name: str, predictor: SequencePredictor) -> Numbers:
+    found = {}
+    for which, tokens in w.tokens.items():
+        points = pointwise_divergence(predictor, tokens, oracle=w.oracle, batch_size=len(tokens))
+        for band, (low, high) in BANDS.items():
+            chosen = (points.task_entropy >= low) & (points.task_entropy < high)
+            found[f"{name} {which} {band}"] = float(points.divergence[chosen].mean())
+    return found | {f"{name} cost": _cost(w, predictor)}
 
 
-def conditional(w: World, base: Stack, lr: float) -> SoftPrefix:
-    """Fine-tuned to predict given the factors."""
-    with isolated(w.seed, "conditional"):
-        model = SoftPrefix(copy.deepcopy(base), DIM, embedding=FactorEmbedding(w.codes.sizes, DIM), placement="start")
-    config = FitConfig(steps=3 * w.steps // 4, lr=lr, length=LENGTH)
-    fit(model, w.env, tasks=w.tasks, codes=w.codes, config=config, seed=spawn(w.seed, "conditional"))
-    return model
+def _cost(w: World, predictor: SequencePredictor) -> float:
+    """Operations a predicted token; of the set of sequences where they are more."""
+    if isinstance(predictor, MonteCarloPredictor):
+        return max(predictor.flops_per_token(predictor(tokens)) for tokens in w.tokens.values())
+    length = w.tokens["train"].shape[1] + 1
+    if isinstance(predictor, Enumeration):
+        return len(predictor.codes) * flops_per_token(predictor.model, length)
+    return flops_per_token(predictor, length)  # type: ignore[arg-type]
 
 
-def sampler(w: World, base: Stack, lr: float) -> FactorPosterior:
-    """Fine-tuned to infer the factors."""
-    with isolated(w.seed, "sampler"):
-        model = FactorPosterior(copy.deepcopy(base), w.codes.sizes)
-    config = FitConfig(steps=3 * w.steps // 4, lr=lr, length=LENGTH)
-    fit(model, w.env, tasks=w.tasks, codes=w.codes, config=config, seed=spawn(w.seed, "sampler"))
-    return model
+def _rows(found: list[Numbers]) -> list[Row]:
+    def values(key: str) -> np.ndarray:
+        return np.array([f[key] for f in found])
+
+    rows = []
+    for which, label in SETS.items():
+        for band in ("all", "amb", "low"):
+            for name in ("rival", "implicit"):
+                ratio = values(f"{name} {which} {band}") / values(f"gated {which} {band}")
+                rows.append(
+                    interval_row(f"{name}_{which}_{band}", f"{SHOWN[name]} / gated, Div, {label}, {band}", ratio, "x")
+                )
+    for name, label in SHOWN.items():
+        cost = values(f"{name} cost") / values("implicit cost")
+        rows.append(interval_row(f"{name}_cost", f"{label}: operations a token, of the implicit one's", cost, "x"))
+        for which, of in SETS.items():
+            for band in BANDS:
+                key = f"div_{name}_{which}_{band}"
+                rows.append(interval_row(key, f"{label}: Div, {of}, {band}", values(f"{name} {which} {band}"), "nats"))
+    return rows
 
 
-class Enumeration:
-    """The conditional predictor's Bayes mixture over all tasks, weighed by its own likelihood: no sampler."""
-
-    def __init__(self, model: SoftPrefix, codes: Int[Tensor, "tasks factors"]) -> None:
-        self.model, self.codes = model, codes
-
-    @torch.no_grad()
-    def log_probs(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time_plus_1 vocab"]:
-        """Contract 2; the prior over tasks is uniform."""
-        decoded = self.model.log_probs(tokens, self.codes.expand(len(tokens), -1, -1))
-        gained = decoded[:, :, :-1].gather(-1, tokens[:, None, :, None].expand(-1, len(self.codes), -1, -1))[..., 0]
-        weights = torch.nn.functional.pad(gained.cumsum(-1), (1, 0)).log_softmax(1)
-        return torch.logsumexp(weights[..., None] + decoded, 1)
+def _figure(found: list[Numbers]) -> str:
+    with figure(7.2, 4.0) as (fig, ax):
+        ax.remove()
+        panels = fig.subplots(1, 2, sharey=True)
+        for panel, band in zip(panels, ("all", "amb"), strict=True):
+            for place, name in enumerate(reversed(SHOWN)):
+                for which, marker, color in (("train", "o", COLORS["Mesa"]), ("held_out", "x", COLORS["GRU"])):
+                    values = [f[f"{name} {which} {band}"] for f in found]
+                    label = SETS[which] if place == 0 else None
+                    panel.plot(values, [place] * len(values), marker, color=color, label=label)
+            panel.set_xscale("log")
+            panel.set_xlabel("distance to the optimum, Div (nats)")
+            panel.set_title("all positions" if band == "all" else "1 ≤ H < 4.5 nats")
+        panels[0].set_yticks(range(len(SHOWN)), list(reversed(SHOWN.values())))
+        panels[1].legend()
+        return to_svg(fig, label="Divergence of each predictor from the optimum, one dot a seed, log scale")

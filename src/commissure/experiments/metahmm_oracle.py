@@ -4,12 +4,12 @@
     dense_f64, dense_f32     max |dp| on "small", 200 tokens, against one recursion a task in float64
     chain_rule               |log p(x_1..x_T) - sum of log p(x_t | x_<t)|, float64, nats
     scan                     time of the literal S x S associative scan / oracle's, per sequence
-    peer                     time of one forward recursion a task / oracle's (`metahmm_peer`: likelihoods alone)
+    peer                     time of one forward recursion a task / oracle's (`metahmm_peer`: likelihoods)
     dense                    time of the best dense forward we can write, which gives everything / oracle's
     seconds, seconds_pruned  CPU of 300 sequences of 200 tokens, scaled from the sequences that were timed
 
-Speed: float32 on all sides, outputs equal in float64 first.  The scan and the peer run on a part of the tasks, and their
-times are multiplied.  Third-party filters themselves: `benchmarks/hmm_oracle.py`.
+Speed: float32 on all sides, outputs equal in float64 first.  The scan and the peer run on a part of the tasks, and
+their times are multiplied.  Third-party filters themselves: `benchmarks/hmm_oracle.py`.
 """
 
 from __future__ import annotations
