@@ -41,7 +41,9 @@ def hmmlearn_likelihoods(env: MetaHMM, tokens: np.ndarray) -> Callable[[], np.nd
     start = env.initial.numpy()
     transition, emission = (f(range(N_TASKS)).numpy() for f in (env.transition_matrix, env.emission_matrix))
     likelihood = [np.ascontiguousarray(e[:, tokens].T) for e in emission]
-    return lambda: np.array([_hmmc.forward_scaling(start, a, p)[0] for a, p in zip(transition, likelihood, strict=True)])
+    return lambda: np.array(
+        [_hmmc.forward_scaling(start, a, p)[0] for a, p in zip(transition, likelihood, strict=True)]
+    )
 
 
 def dynamax_likelihoods(env: MetaHMM, tokens: np.ndarray) -> Callable[[], np.ndarray]:

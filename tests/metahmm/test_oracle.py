@@ -279,10 +279,10 @@ def test_drawn_tasks_follow_the_posterior():
 
 
 def test_pruning_stays_within_the_mass_it_reports():
-    """1e-8 on 100 sequences of 12,288 tasks: KL <= 1e-6, and what the later mass of what was dropped, a martingale, allows.
+    """1e-8 on 100 sequences of 12,288 tasks: KL <= 1e-6, and errors that the later mass of what was dropped allows.
 
-    |p - p*|_1 is at most twice that mass; its mean over sequences is the mean of the mass dropped, and it exceeds c times
-    that in at most 1 / c of the sequences.
+    |p - p*|_1 is at most twice that mass, a martingale: its mean over sequences is the mean of the mass dropped, and it
+    exceeds c times that in at most 1 / c of the sequences.
     """
     env = MetaHMM.from_preset("small", seed=15)
     tasks = torch.randint(env.n_tasks, (100,), generator=torch.Generator().manual_seed(0))

@@ -206,6 +206,24 @@ def test_the_caller_keeps_what_it_passed_and_misaligned_states_work():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("per_task", [False, True], ids=["joint", "task"])
+@pytest.mark.parametrize("clone", CLONES)
+def test_impossible_tokens_are_told_and_stay_impossible(clone, per_task):
+    family, joint = draw(3, 4, 8, 5, seed=6)
+    emission = family.emissions.clone()
+    emission[..., 4] = 0
+    family = hmm_family(family.transitions, emission / emission.sum(3, keepdim=True))
+    tokens, ends = torch.tensor([[0, 1, 4, 0, 4, 1], [0, 1, 2, 3, 2, 1], [1, 4, 0, 0, 0, 0]]), torch.tensor([6, 6, 1])
+    for options in ({"epistemic": False}, {"prune": 1e-4}):
+        args = family, tokens, starting(joint, 3, per_task=per_task), ends
+        found, want = compiled(clone, *args, **options), dense(*args, **options)
+        assert found[8].tolist() == want[8].tolist() == [2, -1, -1]
+        for a, b in zip(found[5:], want[5:], strict=True):
+            if b is not None:
+                torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, equal_nan=True)
+        assert found[6][0, 3:].isneginf().all()
+
+
 def test_variants_without_prior_mass_stay_empty():
     family, joint = draw(6, 4, 8, 5, seed=2)
     joint[[1, 4]] = 0
@@ -251,7 +269,11 @@ def test_bad_inputs_are_named():
     state, tokens, ends = starting(joint, 2), torch.zeros(2, 3, dtype=torch.int64), torch.tensor([3, 3])
     bad = {
         "tokens": [tokens.int(), tokens[0], tokens + 5, tokens - 1],
-        "state": [starting(joint, 3), starting(joint, 2, dtype=torch.float32), state._replace(exponent=joint[None].int())],
+        "state": [
+            starting(joint, 3),
+            starting(joint, 2, dtype=torch.float32),
+            state._replace(exponent=joint[None].int()),
+        ],
     }
     for name, values in bad.items():
         for value in values:

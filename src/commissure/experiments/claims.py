@@ -281,7 +281,7 @@ CLAIMS: tuple[Claim, ...] = (
             Bound("seconds", at_most=20),
             Bound("seconds_pruned", at_most=6),
         ),
-        cost=Cost(smoke=10, quick=45, full=140),
+        cost=Cost(smoke=8, quick=30, full=80),
         module="commissure.experiments.metahmm_oracle",
         exclusive=True,
     ),
@@ -297,7 +297,7 @@ CLAIMS: tuple[Claim, ...] = (
             Bound("over_closed_form", at_least=0.85, at_most=1.15),
             Bound("bias_z", at_least=0.9, at_most=1.1),
         ),
-        cost=Cost(smoke=3, quick=15, full=60),
+        cost=Cost(smoke=5, quick=40, full=130),
         module="commissure.experiments.metahmm_floor",
     ),
     Claim(

@@ -24,9 +24,9 @@ from commissure.nn.stack import Stack
 
 __all__ = ["CHOSEN", "RATES", "Enumeration", "World", "conditional", "implicit", "sampler", "stack", "world"]
 
-DIM, LENGTH, HELD_OUT, SEQUENCES = 32, 32, 8, 160
+DIM, LENGTH, HELD_OUT, SEQUENCES = 64, 32, 8, 160
 BANDS = {"all": (0.0, float("inf")), "amb": (1.0, 4.5), "low": (0.0, 0.5)}
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = (4e-3, 8e-3)
 SEARCH_SEED = 100
 CHOSEN = {"implicit": 4e-3, "rival": 4e-3, "conditional": 4e-3, "sampler": 4e-3}
 
@@ -69,7 +69,7 @@ def world(seed: int, steps: int) -> World:
 def stack(w: World, dim: int) -> Stack:
     """The implicit predictor at a width."""
     with isolated(w.seed, "model", dim):
-        return Stack(["attention"] * 2, dim, vocab=w.env.n_obs, heads=4, head_dim=dim // 4, positions="rotary")
+        return Stack(["gru"] * 2, dim, vocab=w.env.n_obs)
 
 
 def implicit(w: World, dim: int, lr: float) -> Stack:

@@ -37,7 +37,7 @@ FORWARD = {1: 2.74, 2: 1.55, 5: 0.60, 10: 0.26, 20: 0.10, 50: 0.030, 200: 0.0055
 LARGE, TIMES, CHUNK = (50, 200, 800, 3200), [4, 7, 10], 20
 BIAS_SAMPLES, BIAS_REPEATS = 5, 100
 SEEDS = (15, 23, 5345, 0, 1)
-_SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 20), "quick": (3, 60), "full": (5, 200)}  # seeds, contexts
+_SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 20), "quick": (3, 60), "full": (5, 120)}  # seeds, contexts
 
 
 class Curves(NamedTuple):

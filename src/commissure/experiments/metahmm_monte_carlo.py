@@ -57,7 +57,7 @@ SHOWN = {
     "posterior": f"exact posterior, plain, K = {N_SAMPLES}",
     "enumeration": "all 64 tasks",
 }
-_SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 4), "quick": (1, 100), "full": (3, 1500)}  # seeds, steps
+_SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 4), "quick": (1, 100), "full": (3, 1200)}  # seeds, steps
 Numbers = dict[str, float]
 
 

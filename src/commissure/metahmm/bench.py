@@ -1,9 +1,9 @@
 """What the oracle and the sampler cost, against their rivals in turns in one process; CPU time of one thread.
 
-Oracle: seconds a sequence, outputs equal first.  Full output for all: the predictive after every prefix and the entropy of
-the task posterior.  The associative scan is run on a share of the tasks (memory) and its time is multiplied; `share` says
-by how much.  The floor is the oracle's multiplications at the rate of a matrix product of the same dtype, sgemm or dgemm
-(256), measured in the same turns.
+Oracle: seconds a sequence, outputs equal first.  Full output for all: the predictive after every prefix and the entropy
+of the task posterior.  The associative scan is run on a share of the tasks (memory) and its time is multiplied; `share`
+says by how much.  The floor is the oracle's multiplications at the rate of a matrix product of the same dtype, sgemm or
+dgemm (256), measured in the same turns.
 
 Sampler: all sequences at once against two loops over sequences, `rng.choice` for every draw, as such code is commonly
 written, and the best that a loop in Python can do, bisection in lists of cumulative probabilities made beforehand.
@@ -85,15 +85,15 @@ def bench_oracle(
     tokens = env.sample(tasks, length, seed=seed).tokens
     errors = _errors(env, tokens[0, : min(length, CHECK_TOKENS)])
     exact, pruned = BayesOracle(env, dtype=dtype), BayesOracle(env, dtype=dtype, prune=1e-8)
-    shared = tuple(x.to(dtype) for x in (env.initial, env.transitions, env.emissions))
+    initial, transitions, emissions = (x.to(dtype) for x in (env.initial, env.transitions, env.emissions))
     n_scan = min(env.n_tasks, SCAN_TASKS)
     ids = torch.arange(n_scan)
-    own = shared[0], env.transition_matrix(ids).to(dtype), env.emission_matrix(ids).to(dtype)
+    own = initial, env.transition_matrix(ids).to(dtype), env.emission_matrix(ids).to(dtype)
     square = torch.ones(256, 256, dtype=dtype)
     contenders: dict[str, tuple[Callable[[], object], float]] = {
         OURS: (lambda: exact(tokens), n_sequences),
         PRUNED: (lambda: pruned(tokens), n_sequences),
-        DENSE: (lambda: forward_batched(*shared, tokens[0]), 1),
+        DENSE: (lambda: forward_batched(initial, transitions, emissions, tokens[0]), 1),
         SCAN: (lambda: scan_reference(*own, tokens[0]), n_scan / env.n_tasks),
     }
     spent = _alternate([*(call for call, _ in contenders.values()), lambda: square @ square], repeats)
@@ -116,7 +116,7 @@ def bench_oracle(
 
 
 def _errors(env: MetaHMM, tokens: Tensor) -> dict[str, float]:
-    """Largest deviation of each contender's predictive in float64; the scan's on its own tasks, pruning's is told only."""
+    """Largest deviation of each predictive in float64; the scan's on its own tasks, pruning's is told only."""
     exact = BayesOracle(env).log_probs(tokens[None])[0].exp()
     dense = forward_batched(env.initial, env.transitions, env.emissions, tokens)[0]
     ids = torch.arange(min(env.n_tasks, SCAN_TASKS))

@@ -4,8 +4,8 @@
     a_t[u,:,w] = A_u^T (a_{t-1}[u,:,w] * l_t[w,:]) / c_t   joint distribution of task and next hidden state
     y_t[v] = log sum_{u,s,w} a_t[u,s,w] E_w[s,v]           log probabilities of the next token
 
-x_t[v] is p(observation | token v) up to a factor, nonnegative; a row of ones is no evidence, time goes on.  `BayesOracle`
-is the fast form for tokens, this one the form to train through.  Setting: arXiv 2506.16288, section 2.
+x_t[v] is p(observation | token v) up to a factor, nonnegative; a row of ones is no evidence, time goes on.
+`BayesOracle` is the fast form for tokens, this one the form to train through.  Setting: arXiv 2506.16288, section 2.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class HMMFilterState(NamedTuple):
 class HMMFilter(nn.Module):
     """The filter as a mixer from (batch, time, vocab) to (batch, time, vocab).
 
-    Matrices and prior as in `BayesOracle`, uniform prior if None; float64 buffers, moved and cast by `.to`.  Evidence that no
-    task explains gives NaN.  Gradients flow to the evidence and to the initial state.
+    Matrices and prior as in `BayesOracle`, uniform prior if None; float64 buffers, moved and cast by `.to`.
+    Evidence that no task explains gives NaN.  Gradients flow to the evidence and to the initial state.
 
     >>> mixer = HMMFilter(torch.tensor([1.0, 0.0]), torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]), torch.eye(2)[None])
     >>> mixer(torch.tensor([[[1.0, 0.0]]], dtype=torch.float64))[0].exp().tolist()

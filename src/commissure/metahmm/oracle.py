@@ -11,8 +11,8 @@
 | ambiguity | `task_entropy` H_t; `epistemic` I_t is zero where all live tasks agree |
 
 Tasks share their transition matrices A_u and emission matrices E_w, so the filter keeps one joint distribution over
-(u, state, w) and mixes over u before it multiplies by emissions: see `native.hmm`.  Index t of a result is the time after
-t tokens; index 0 is the prior, pi E.  Setting: arXiv 2506.16288, section 2; factorization and pruning are our own.
+(u, state, w) and mixes over u before it multiplies by emissions: see `native.hmm`.  Index t of a result is the time
+after t tokens; index 0 is the prior, pi E.  Factorization and pruning are our own.  arXiv 2506.16288.
 """
 
 from __future__ import annotations
@@ -82,12 +82,13 @@ class BayesOracle:
     later mass.  Must be below the prior mass of every variant, or the truth may go at once; 1e-8 is a good choice.
 
     `rescale`: "joint" keeps one scale for all tasks, which loses tasks below 1e-308 (float32: 1e-38) of the mass;
-    "task" keeps one a task, for data that no task explains and that may revive any of them, at about three times the cost.
+    "task" keeps one a task, for data that no task explains and that may revive any of them, at several times the cost.
 
     `on_impossible`: "raise" a DegenerateError at a token of probability zero, or "-inf" as the log evidence from there.
 
-    The matrices' rows may be off by 1e-3 (half precision); they are normalized.  Computes on the device of the matrices:
-    a C++ kernel on a CPU, torch on a GPU.  No gradient; `HMMFilter` has one.  Raises InputError for what does not fit.
+    The matrices' rows may be off by 1e-3 (half precision); they are normalized.  Computes on the device of the
+    matrices: a C++ kernel on a CPU, torch on a GPU.  No gradient; `HMMFilter` has one.
+    Raises InputError for what does not fit.
 
     >>> from commissure.metahmm import MetaHMM
     >>> env = MetaHMM.from_preset("e64", seed=0)
@@ -236,11 +237,11 @@ class BayesOracle:
         seed: int,
         lengths: Int[Tensor, " batch"] | None = None,
         every_position: bool = False,
-    ) -> Int64[Tensor, "batch *drawn"]:
+    ) -> Int64[Tensor, "*drawn"]:
         """`n` independent draws from the task posterior, (batch, n) after each row's last token.
 
-        With `every_position`, (batch, time + 1, n), fresh draws after every prefix; positions past a row's length repeat
-        the posterior of its end.
+        With `every_position`, (batch, time + 1, n), fresh draws after every prefix; positions past a row's length
+        repeat the posterior of its end.
         """
         if n < 1:
             raise InputError("n", n, "an integer >= 1")
@@ -319,8 +320,8 @@ class BayesOracle:
             row = int(failed[0])
             at = int(told.impossible[row])
             raise DegenerateError(
-                f"tokens[{first_row + row}, {at}] = {int(tokens[row, at])}: probability 0 under every assumed task given"
-                " the tokens before it; widen `tasks` or `prior`, or pass on_impossible='-inf'"
+                f"tokens[{first_row + row}, {at}] = {int(tokens[row, at])}: probability 0 under every assumed task, "
+                "given the tokens before it; widen `tasks` or `prior`, or pass on_impossible='-inf'"
             )
         return told, after
 

@@ -6,7 +6,7 @@ logarithms.  `enumeration_reference` has no filter in it: it adds up the probabi
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import torch
@@ -76,7 +76,7 @@ def enumeration_reference(
     for t in range(time + 1):
         for path in product(range(n_states), repeat=t + 1):
             probability = prior * initial[:, path[0]]
-            for before, after in zip(path, path[1:], strict=False):
+            for before, after in pairwise(path):
                 probability = probability * transition[:, before, after]
             for hidden, token in zip(path, tokens[:t].tolist(), strict=False):
                 probability = probability * emission[:, hidden, token]

@@ -72,7 +72,7 @@ def forward_batched(
     emissions: Float[Tensor, "emissions states vocab"],
     tokens: Int64[Tensor, " time"],
 ) -> tuple[Float[Tensor, "times vocab"], Float[Tensor, " times"]]:
-    """The same for all pairs of a transition and an emission matrix: one product of S x S by S x W a variant and token."""
+    """The same for all pairs of matrices: a product of S x S by S x W for each variant and token."""
     n_tasks = len(transitions) * len(emissions)
     joint = (initial[:, None] / n_tasks).expand(len(transitions), -1, len(emissions))
     probs, entropies = [], []

@@ -11,8 +11,8 @@
 The joint of all U W tasks has one scale, so that mixing over u comes before the emission product: nnz(A) W + S W V
 multiplications a token, not N S (S + V).  The kernel walks over the entries of A with W as the vectors' lanes; on a
 GPU, and without the kernel, `hmm_filter_reference` multiplies whole matrices.
-Setting: arXiv 2506.16288, section 2 (its oracle composes S x S messages by an associative scan); the factorization and the pruning
-are our own.
+Setting: arXiv 2506.16288, section 2 (its oracle composes S x S messages by an associative scan); the factorization and
+the pruning are our own.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def hmm_family(
     variants, states, _ = transitions.shape
     is_fine = emissions.ndim == 4 and emissions.shape[0] in (1, variants) and emissions.shape[2] == states
     if not is_fine or emissions.dtype != transitions.dtype or emissions.device != transitions.device:
-        found = (tuple(emissions.shape), str(emissions.dtype), emissions.device.type)
+        given = (tuple(emissions.shape), str(emissions.dtype), emissions.device.type)
         allowed = f"shape (1 or {variants}, emissions, {states}, vocab), dtype and device of transitions"
-        raise InputError("emissions", found, allowed)
+        raise InputError("emissions", given, allowed)
     columns = transitions.mT.contiguous()
     counts = (columns != 0).sum(2)
     order = counts.argsort(dim=1, stable=True)
@@ -127,10 +127,10 @@ def hmm_filter(
 
     `start`: whether time 0, before the first token, is wanted (NaN otherwise).  `prune`: after every 8th token from
     a sequence's start, transition variants with less posterior mass are left out; the mass they had is added up in
-    `dropped_mass`.  `entropy` (nats, of the posterior over tasks), `epistemic` (the mutual information of next token and
-    task: N S V multiplications a token, for tasks above 1e-21 of the posterior mass (1e-13 in float32), so that at most
-    that times N log V is missing) and `marginals` (posteriors over u and over w) are optional.  Runs on up to `torch.get_num_threads()`
-    threads, sequences shared out, with the same bits for any number.  No gradient: see `metahmm.HMMFilter`.
+    `dropped_mass`.  `entropy` (nats, of the posterior over tasks), `epistemic` (the mutual information of next token
+    and task: N S V multiplications a token, for tasks above 1e-21 of the posterior mass (1e-13 in float32), so that at
+    most that times N log V is missing) and `marginals` (posteriors over u and over w) are optional.  Runs on up to
+    `torch.get_num_threads()` threads, sequences shared out, with the same bits for any number.  No gradient.
 
     >>> family = hmm_family(torch.eye(2)[None], torch.eye(2)[None, None])
     >>> prior = hmm_state(torch.full((1, 1, 2, 1), 0.5))
@@ -141,7 +141,8 @@ def hmm_filter(
     _check(family, tokens, state, lengths)
     options = (float(prune), start, entropy, epistemic, marginals)
     told = torch.ops.commissure.hmm_filter(list(family), tokens, list(state), lengths, *options)
-    after = HMMState(*told[:5], state.position + lengths)
+    joint, exponent, log_mass, log_evidence, dropped = told[:5]
+    after = HMMState(joint, exponent, log_mass, log_evidence, dropped, state.position + lengths)
     optional = [x if is_wanted else None for x, is_wanted in zip(told[9:], _wanted(*options[2:]), strict=True)]
     return HMMFiltered(*told[5:9], *optional), after
 

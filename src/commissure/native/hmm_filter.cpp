@@ -517,7 +517,7 @@ class Filter {
             if (failed[g] >= 0) {
                 blank(g, t);
                 m.evidence[at] = evidence_log[g] = -std::numeric_limits<double>::infinity();
-                m.drops[at] = dropped[g], mass_log[g] = 0;
+                mass_log[g] = 0;
                 continue;
             }
             if (t > 0) evidence_log[g] = base[g] + told, mass_log[g] = is_per_task ? told : log_sum;

@@ -95,7 +95,7 @@ def hmm_filter_reference(
     told = zip(*(filtered for filtered, _ in runs), strict=True)
     after = zip(*(last for _, last in runs), strict=True)
     fields = [None if part[0] is None else torch.cat([x for x in part if x is not None]) for part in told]
-    return HMMFiltered(*fields), HMMState(*(torch.cat(part) for part in after))
+    return HMMFiltered(*fields), HMMState(*(torch.cat(part) for part in after))  # type: ignore[arg-type]
 
 
 class _Asked(NamedTuple):
@@ -136,7 +136,8 @@ def _filter_rows(
         told.append(_masked(results, running, after))
         state = where(running, after, state)
     log_probs, evidence, dropped, *others = (
-        None if part[0] is None else torch.stack([x for x in part if x is not None], 1) for part in zip(*told, strict=True)
+        None if part[0] is None else torch.stack([x for x in part if x is not None], 1)
+        for part in zip(*told, strict=True)
     )
     return HMMFiltered(log_probs, evidence, dropped, impossible, *others), state  # type: ignore[arg-type]
 
@@ -156,7 +157,9 @@ def _advance(family: HMMFamily, state: HMMState, token: Tensor) -> tuple[HMMStat
         joint, scale = joint / scale.to(joint.dtype)[:, None, None, None], scale.log()
     moved = state._replace(joint=family.transitions.mT @ joint, exponent=exponent)
     belief = _look(family, moved)
+    is_impossible = belief.log_mass.isneginf() | state.log_evidence.isneginf()
     log_evidence = state.log_evidence + (belief.log_mass + scale - state.log_mass)
+    log_evidence = torch.where(is_impossible, -torch.inf, log_evidence)
     moved = moved._replace(log_mass=belief.log_mass, log_evidence=log_evidence, position=state.position + 1)
     return moved, belief
 
@@ -166,7 +169,10 @@ def _look(family: HMMFamily, state: HMMState) -> _Belief:
     if state.exponent.shape[1]:
         alive = joint.sum(2) > 0
         most = torch.where(alive, state.exponent, torch.iinfo(torch.int32).min).amax((1, 2), keepdim=True)
-        joint = joint * torch.where(alive, torch.ldexp(torch.ones_like(joint[:, :, 0]), state.exponent - most), 0)[:, :, None]
+        joint = (
+            joint
+            * torch.where(alive, torch.ldexp(torch.ones_like(joint[:, :, 0]), state.exponent - most), 0)[:, :, None]
+        )
         highest = most[:, 0, 0].double() * math.log(2)
     mass = joint.sum((1, 2, 3), dtype=torch.float64)
     joint = joint / mass.to(joint.dtype)[:, None, None, None]
@@ -212,8 +218,6 @@ def _drop(state: HMMState, belief: _Belief, due: Tensor, prune: float) -> HMMSta
 def _masked(results: list[Tensor | None], running: Tensor, state: HMMState) -> list[Tensor | None]:
     """NaN where a row has ended or nothing is possible any more; the evidence stays -inf there."""
     alive = running & state.log_evidence.isfinite()
-    masked = [
-        None if x is None else torch.where(alive.view(-1, *[1] * (x.ndim - 1)), x, torch.nan) for x in results
-    ]
-    masked[1] = torch.where(running & ~alive, -torch.inf, masked[1])
+    masked = [None if x is None else torch.where(alive.view(-1, *[1] * (x.ndim - 1)), x, torch.nan) for x in results]
+    masked[1] = torch.where(running & ~alive, -torch.inf, torch.where(alive, state.log_evidence, torch.nan))
     return masked
