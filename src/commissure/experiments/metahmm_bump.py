@@ -113,16 +113,16 @@ def _figure(found: dict[str, list[Measured]]) -> str:
             curves = np.stack([m.divergence for m in found[name]])
             times = np.arange(curves.shape[1])
             ax.fill_between(times, curves.min(0), curves.max(0), color=COLORS["attention"], alpha=0.25, linewidth=0)
-            ax.plot(times, curves.mean(0), style, color=COLORS["attention"], label=f"attention, {SETS[name]}")
+            ax.plot(times, curves.mean(0), style, color=COLORS["attention"], label=SETS[name])
         entropy = np.mean([m.entropy for m in found["train"]], 0)
         ax.plot(
             np.arange(len(entropy)),
             entropy / entropy[0],
             ":",
             color=COLORS["GRU"],
-            label="task entropy (of its first value)",
+            label="task entropy / ln 64",
         )
         ax.set_xlabel("tokens seen")
         ax.set_ylabel("distance to the optimum, Div (nats)")
-        ax.legend()
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         return to_svg(fig, label="Divergence from the Bayes optimum against tokens seen, training and held-out tasks")

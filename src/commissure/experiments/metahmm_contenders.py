@@ -16,13 +16,30 @@ from torch import Tensor
 
 from commissure.core.rng import generator, isolated, spawn
 from commissure.metahmm import MetaHMM
+from commissure.metahmm.backbones import flops_per_token
 from commissure.metahmm.conditional import FactorEmbedding, SoftPrefix
+from commissure.metahmm.divergence import SequencePredictor, pointwise_divergence
 from commissure.metahmm.fit import FitConfig, fit
+from commissure.metahmm.monte_carlo import MonteCarloPredictor
 from commissure.metahmm.oracle import BayesOracle
 from commissure.metahmm.samplers import FactorPosterior
 from commissure.nn.stack import Stack
 
-__all__ = ["CHOSEN", "RATES", "Enumeration", "World", "conditional", "implicit", "sampler", "stack", "world"]
+__all__ = [
+    "BANDS",
+    "CHOSEN",
+    "DIM",
+    "RATES",
+    "Enumeration",
+    "World",
+    "conditional",
+    "cost",
+    "evaluate",
+    "implicit",
+    "sampler",
+    "stack",
+    "world",
+]
 
 DIM, LENGTH, HELD_OUT, SEQUENCES = 64, 32, 8, 160
 BANDS = {"all": (0.0, float("inf")), "amb": (1.0, 4.5), "low": (0.0, 0.5)}
@@ -110,3 +127,24 @@ class Enumeration:
         gained = decoded[:, :, :-1].gather(-1, tokens[:, None, :, None].expand(-1, len(self.codes), -1, -1))[..., 0]
         weights = torch.nn.functional.pad(gained.cumsum(-1), (1, 0)).log_softmax(1)
         return torch.logsumexp(weights[..., None] + decoded, 1)
+
+
+def evaluate(w: World, name: str, predictor: SequencePredictor) -> dict[str, float]:
+    """Mean Div by set and band in nats, and the cost."""
+    found = {}
+    for which, tokens in w.tokens.items():
+        points = pointwise_divergence(predictor, tokens, oracle=w.oracle, batch_size=len(tokens))
+        for band, (low, high) in BANDS.items():
+            chosen = (points.task_entropy >= low) & (points.task_entropy < high)
+            found[f"{name} {which} {band}"] = float(points.divergence[chosen].mean())
+    return found | {f"{name} cost": cost(w, predictor)}
+
+
+def cost(w: World, predictor: SequencePredictor) -> float:
+    """Operations a predicted token; of the set of sequences where they are more."""
+    if isinstance(predictor, MonteCarloPredictor):
+        return max(predictor.flops_per_token(predictor(tokens)) for tokens in w.tokens.values())
+    length = w.tokens["train"].shape[1] + 1
+    if isinstance(predictor, Enumeration):
+        return len(predictor.codes) * flops_per_token(predictor.model, length)
+    return flops_per_token(predictor, length)  # type: ignore[arg-type]

@@ -1,15 +1,13 @@
 """Claim `metahmm.floor`: what sampling alone costs, with the exact task posterior and exact predictions given a task.
 
-    p_K = (1/K) sum_k p(x_{t+1} | x_<=t, theta_k),  theta_k ~ p(theta | x_<=t),  at t = 4, 7, 10
-    E KL[p* || p_K] -> c / K,   c = 1/2 sum_x Var_theta p(x | x_<=t, theta) / p*(x)
+p_K = (1/K) sum_k p(x_{t+1} | x_<=t, theta_k),  theta_k ~ p(theta | x_<=t),  at t = 4, 7, 10
+E KL[p* || p_K] -> c / K,   c = 1/2 sum_x Var_theta p(x | x_<=t, theta) / p*(x)
 
-    small_K            mean Div on "small" (12,288 tasks).  The table it is held to was measured by a prototype on an
-                       environment called `fixed`, none of the presets: that "small" has its values is tested too
-    exponent           of E KL in K, from the second to the last of `LARGE`, "e64" (64 tasks)
-    over_closed_form   E KL / (c / K) at the last of `LARGE`
-    bias_z             root of the squared deviation from p* of a mean over repeats, over its variance Var / (K repeats)
-
-Averaging logits, a wrong posterior or a shared draw would miss the last three.
+small_K            mean Div on "small" (12,288 tasks).  The table it is held to was measured by a prototype on an
+                   environment called `fixed`, none of the presets: that "small" has its values is tested too
+exponent           of E KL in K, from the second to the last of `LARGE`, "e64" (64 tasks)
+over_closed_form   E KL / (c / K) at the last of `LARGE`
+bias_z             root of the squared deviation from p* of a mean over repeats, over its variance Var / (K repeats)
 """
 
 from __future__ import annotations
@@ -113,30 +111,24 @@ def _e64(seed: int, n_contexts: int) -> tuple[dict[int, float], float, float]:
 
 
 def _rows(found: list[Curves]) -> list[Row]:
-    rows = []
-    for k, quoted in FLOOR.items():
-        note = f"prototype, another environment: {quoted:g}"
-        values = np.array([f.small[k][0] for f in found])
-        rows.append(interval_row(f"small_{k}", f"Div on small, K = {k}", values, "nats", note))
+    def row(key: str, label: str, values: list[float], unit: str = "", quoted: float | None = None) -> Row:
+        note = "" if quoted is None else f"prototype, another environment: {quoted:g}"
+        return interval_row(key, label, np.array(values), unit, note)
+
     low, high = LARGE[1], LARGE[-1]
-    exponents = np.array([np.log(f.e64[high] / f.e64[low]) / np.log(high / low) for f in found])
-    rows.append(interval_row("exponent", f"exponent of the forward KL in K, K = {low} to {high}, e64", exponents))
-    ratio = np.array([f.e64[high] * high / f.closed_form for f in found])
-    rows.append(interval_row("over_closed_form", f"forward KL over c / K, K = {high}, e64", ratio))
-    rows.append(
-        interval_row(
-            "bias_z", "deviation of a mean of predictions / its standard error", np.array([f.bias_z for f in found])
-        )
-    )
-    for k, quoted in FORWARD.items():
-        note = f"prototype, another environment: {quoted:g}"
-        values = np.array([f.small[k][1] for f in found])
-        rows.append(interval_row(f"small_forward_{k}", f"forward KL on small, K = {k}", values, "nats", note))
-    for k in LARGE:
-        rows.append(
-            interval_row(f"e64_forward_{k}", f"forward KL on e64, K = {k}", np.array([f.e64[k] for f in found]), "nats")
-        )
-    return rows
+    exponents = [float(np.log(f.e64[high] / f.e64[low]) / np.log(high / low)) for f in found]
+    ratios = [f.e64[high] * high / f.closed_form for f in found]
+    return [
+        *(row(f"small_{k}", f"Div on small, K = {k}", [f.small[k][0] for f in found], "nats", FLOOR[k]) for k in FLOOR),
+        row("exponent", f"exponent of the forward KL in K, K = {low} to {high}, e64", exponents),
+        row("over_closed_form", f"forward KL over c / K, K = {high}, e64", ratios),
+        row("bias_z", "deviation of a mean of predictions / its standard error", [f.bias_z for f in found]),
+        *(
+            row(f"small_forward_{k}", f"forward KL on small, K = {k}", [f.small[k][1] for f in found], "nats", quoted)
+            for k, quoted in FORWARD.items()
+        ),
+        *(row(f"e64_forward_{k}", f"forward KL on e64, K = {k}", [f.e64[k] for f in found], "nats") for k in LARGE),
+    ]
 
 
 def _figure(found: list[Curves]) -> str:
@@ -145,14 +137,13 @@ def _figure(found: list[Curves]) -> str:
         for f in found:
             ax.loglog(ks, [f.small[k][0] for k in FLOOR], "-", color=COLORS["Mesa"], alpha=0.5, linewidth=1)
             ax.loglog(LARGE, [f.e64[k] for k in LARGE], "-", color=COLORS["GRU"], alpha=0.5, linewidth=1)
-        mean = np.mean([[f.small[k][0] for k in FLOOR] for f in found], 0)
-        ax.loglog(ks, mean, "o", color=COLORS["Mesa"], label="small, Div")
-        ax.loglog(
-            LARGE, np.mean([list(f.e64.values()) for f in found], 0), "s", color=COLORS["GRU"], label="e64, forward KL"
-        )
+        small = np.mean([[f.small[k][0] for k in FLOOR] for f in found], 0)
+        falls = np.mean([list(f.e64.values()) for f in found], 0)
+        ax.loglog(ks, small, "o", color=COLORS["Mesa"], label="small, Div")
+        ax.loglog(LARGE, falls, "s", color=COLORS["GRU"], label="e64, forward KL")
         ax.loglog(ks, list(FLOOR.values()), "x", color=COLORS["attention"], label="prototype, Div")
-        bound = np.mean([f.closed_form for f in found]) / np.array(LARGE)
-        ax.loglog(LARGE, bound, "--", color=COLORS["attention"], label="c / K, e64")
+        closed_form = float(np.mean([f.closed_form for f in found]))
+        ax.loglog(LARGE, [closed_form / k for k in LARGE], "--", color=COLORS["attention"], label="c / K, e64")
         ax.set_xlabel("tasks sampled at every position, K")
         ax.set_ylabel("distance to the optimum (nats)")
         ax.legend()

@@ -29,13 +29,14 @@ from commissure.experiments.metahmm_contenders import (
     Enumeration,
     World,
     conditional,
+    cost,
+    evaluate,
     implicit,
     sampler,
     stack,
     world,
-)  # fmt: skip
-from commissure.metahmm.backbones import flops_per_token
-from commissure.metahmm.divergence import SequencePredictor, pointwise_divergence
+)
+from commissure.metahmm.divergence import SequencePredictor
 from commissure.metahmm.monte_carlo import EntropyGate, MonteCarloPredictor
 from commissure.metahmm.samplers import OraclePosterior
 from commissure.nn.stack import Stack
@@ -58,7 +59,6 @@ SHOWN = {
     "enumeration": "all 64 tasks",
 }
 _SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 4), "quick": (1, 100), "full": (3, 1200)}  # seeds, steps
-Numbers = dict[str, float]
 
 
 def run(ctx: Context) -> Outcome:
@@ -75,15 +75,15 @@ def run(ctx: Context) -> Outcome:
     return Outcome(tuple(rows), ctx.judge(rows, n_seeds), _figure(found), n_seeds, note, "generated sequences, e64")
 
 
-def measure(w: World) -> Numbers:
+def measure(w: World) -> dict[str, float]:
     """'<contender> <set> <band>': mean Div in nats; '<contender> cost': operations a predicted token."""
     base = implicit(w, DIM, CHOSEN["implicit"])
-    found: Numbers = {}
+    found: dict[str, float] = {}
     for name, predictor in contenders(w, base).items():
-        found |= _evaluate(w, name, predictor)
-    width = next(d for d in range(DIM, 1024, WIDTH_STEP) if _cost(w, stack(w, d)) >= found["gated cost"])
+        found |= evaluate(w, name, predictor)
+    width = next(d for d in range(DIM, 1024, WIDTH_STEP) if cost(w, stack(w, d)) >= found["gated cost"])
     rival = implicit(w, width, CHOSEN["rival"])
-    return found | {"width": float(width)} | _evaluate(w, "rival", rival)
+    return found | {"width": float(width)} | evaluate(w, "rival", rival)
 
 
 def contenders(w: World, base: Stack) -> dict[str, SequencePredictor]:
@@ -107,27 +107,7 @@ def contenders(w: World, base: Stack) -> dict[str, SequencePredictor]:
     }
 
 
-def _evaluate(w: World, name: str, predictor: SequencePredictor) -> Numbers:
-    found = {}
-    for which, tokens in w.tokens.items():
-        points = pointwise_divergence(predictor, tokens, oracle=w.oracle, batch_size=len(tokens))
-        for band, (low, high) in BANDS.items():
-            chosen = (points.task_entropy >= low) & (points.task_entropy < high)
-            found[f"{name} {which} {band}"] = float(points.divergence[chosen].mean())
-    return found | {f"{name} cost": _cost(w, predictor)}
-
-
-def _cost(w: World, predictor: SequencePredictor) -> float:
-    """Operations a predicted token; of the set of sequences where they are more."""
-    if isinstance(predictor, MonteCarloPredictor):
-        return max(predictor.flops_per_token(predictor(tokens)) for tokens in w.tokens.values())
-    length = w.tokens["train"].shape[1] + 1
-    if isinstance(predictor, Enumeration):
-        return len(predictor.codes) * flops_per_token(predictor.model, length)
-    return flops_per_token(predictor, length)  # type: ignore[arg-type]
-
-
-def _rows(found: list[Numbers]) -> list[Row]:
+def _rows(found: list[dict[str, float]]) -> list[Row]:
     def values(key: str) -> np.ndarray:
         return np.array([f[key] for f in found])
 
@@ -149,7 +129,7 @@ def _rows(found: list[Numbers]) -> list[Row]:
     return rows
 
 
-def _figure(found: list[Numbers]) -> str:
+def _figure(found: list[dict[str, float]]) -> str:
     with figure(7.2, 4.0) as (fig, ax):
         ax.remove()
         panels = fig.subplots(1, 2, sharey=True)

@@ -138,5 +138,5 @@ def _figure(found: list[Found]) -> str:
         ax.set_yticks(range(len(shown)), list(reversed(shown)))
         ax.set_xscale("log")
         ax.set_xlabel(f"CPU a sequence of {LENGTH} tokens, one dot a seed (s)")
-        ax.margins(x=0.2, y=0.12)
+        ax.margins(x=0.3, y=0.12)
         return to_svg(fig, label="Seconds a sequence of the oracle and its rivals, log scale")
