@@ -26,6 +26,7 @@ bench: $(VENV)/.bench
 	OMP_NUM_THREADS=1 $(BIN)/commissure decode bench
 	OMP_NUM_THREADS=1 $(BIN)/commissure mesa bench
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/least_squares.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hmm_oracle.py
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html

@@ -1,0 +1,147 @@
+"""Claim `metahmm.monte_carlo`: predictors that sample tasks against one that does not, at matched test compute.
+
+On "e64", trained on 56 of 64 tasks; a seed draws environment, split, weights and batches (`metahmm_contenders`).  K
+codes a position, each distinct one decoded once a sequence.  `gated` samples by importance where the sampler's own
+entropy is below a threshold, and leaves the other positions to the implicit predictor.
+
+    rival       an implicit predictor of the least width whose operations a predicted token are at least those of
+                `gated`: encoder, K heads, fallback, and the conditional predictor at each position it decodes; trained
+                as many steps as the implicit one
+    all, amb    mean Div over all positions; over those where 1 <= H < 4.5 nats, H the exact entropy of the task
+    rival_...   rival's Div / gated Div, paired by seed
+
+Learning rates are each model's best of three on a seed of its own, K and threshold of `gated` likewise (LOG.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from commissure.experiments.claims import Budget, Context, Outcome, Row
+from commissure.experiments.mesa_in_context import interval_row
+from commissure.experiments.metahmm_contenders import (
+    BANDS,
+    CHOSEN,
+    DIM,
+    Enumeration,
+    World,
+    conditional,
+    cost,
+    evaluate,
+    implicit,
+    sampler,
+    stack,
+    world,
+)
+from commissure.metahmm.divergence import SequencePredictor
+from commissure.metahmm.monte_carlo import EntropyGate, MonteCarloPredictor
+from commissure.metahmm.samplers import OraclePosterior
+from commissure.nn.stack import Stack
+from commissure.report.style import COLORS, figure, to_svg
+
+__all__ = ["run"]
+
+N_SAMPLES, MOST, THRESHOLD, WIDTH_STEP = 16, 64, 1.5, 8
+SETS = {"train": "training tasks", "held_out": "held-out tasks"}
+SHOWN = {
+    "implicit": "implicit",
+    "rival": "implicit, widened to the cost of gated",
+    "gated": f"gated importance, K = {N_SAMPLES}",
+    "plain": f"plain, K = {N_SAMPLES}",
+    "plain_most": f"plain, K = {MOST}",
+    "importance": f"importance, K = {N_SAMPLES}",
+    "importance_most": f"importance, K = {MOST}",
+    "smc": f"particles, K = {N_SAMPLES}",
+    "posterior": f"exact posterior, plain, K = {N_SAMPLES}",
+    "enumeration": "all 64 tasks",
+}
+_SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 4), "quick": (1, 100), "full": (3, 1200)}  # seeds, steps
+
+
+def run(ctx: Context) -> Outcome:
+    """Train and measure every seed."""
+    n_seeds, steps = _SIZES[ctx.budget]
+    found = []
+    for seed in range(n_seeds):
+        found.append(measure(world(seed, steps)))
+        gain = found[-1]["rival train all"] / found[-1]["gated train all"]
+        ctx.progress((seed + 1) / n_seeds, f"seed {seed}: rival / gated = {gain:.2f}")
+    rows = _rows(found)
+    note = f"{steps} steps, fine-tuning {3 * steps // 4}; widths of the rivals: "
+    note += ", ".join(f"{f['width']:.0f}" for f in found) + f", of all else: {DIM}"
+    return Outcome(tuple(rows), ctx.judge(rows, n_seeds), _figure(found), n_seeds, note, "generated sequences, e64")
+
+
+def measure(w: World) -> dict[str, float]:
+    """'<contender> <set> <band>': mean Div in nats; '<contender> cost': operations a predicted token."""
+    base = implicit(w, DIM, CHOSEN["implicit"])
+    found: dict[str, float] = {}
+    for name, predictor in contenders(w, base).items():
+        found |= evaluate(w, name, predictor)
+    width = next(d for d in range(DIM, 1024, WIDTH_STEP) if cost(w, stack(w, d)) >= found["gated cost"])
+    rival = implicit(w, width, CHOSEN["rival"])
+    return found | {"width": float(width)} | evaluate(w, "rival", rival)
+
+
+def contenders(w: World, base: Stack) -> dict[str, SequencePredictor]:
+    """All but the rival, from one trained implicit predictor."""
+    given, infer = (make(w, base, CHOSEN[make.__name__]) for make in (conditional, sampler))
+    codes = w.codes(torch.arange(w.env.n_tasks), seed=0)
+
+    def mc(sampler: Any = infer, n: int = N_SAMPLES, **options: Any) -> MonteCarloPredictor:
+        return MonteCarloPredictor(given, sampler, n_samples=n, seed=w.seed, **options)
+
+    return {
+        "implicit": base,
+        "gated": mc(weighting="importance", gate=EntropyGate(high=THRESHOLD), fallback=base),
+        "plain": mc(),
+        "plain_most": mc(n=MOST),
+        "importance": mc(weighting="importance"),
+        "importance_most": mc(n=MOST, weighting="importance"),
+        "smc": mc(weighting="smc"),
+        "posterior": mc(OraclePosterior(w.oracle, codes=codes)),
+        "enumeration": Enumeration(given, codes),
+    }
+
+
+def _rows(found: list[dict[str, float]]) -> list[Row]:
+    def values(key: str) -> np.ndarray:
+        return np.array([f[key] for f in found])
+
+    rows = []
+    for which, label in SETS.items():
+        for band in ("all", "amb", "low"):
+            for name in ("rival", "implicit"):
+                ratio = values(f"{name} {which} {band}") / values(f"gated {which} {band}")
+                rows.append(
+                    interval_row(f"{name}_{which}_{band}", f"{SHOWN[name]} / gated, Div, {label}, {band}", ratio, "x")
+                )
+    for name, label in SHOWN.items():
+        cost = values(f"{name} cost") / values("implicit cost")
+        rows.append(interval_row(f"{name}_cost", f"{label}: operations a token, of the implicit one's", cost, "x"))
+        for which, of in SETS.items():
+            for band in BANDS:
+                key = f"div_{name}_{which}_{band}"
+                rows.append(interval_row(key, f"{label}: Div, {of}, {band}", values(f"{name} {which} {band}"), "nats"))
+    return rows
+
+
+def _figure(found: list[dict[str, float]]) -> str:
+    with figure(7.2, 4.0) as (fig, ax):
+        ax.remove()
+        panels = fig.subplots(1, 2, sharey=True)
+        for panel, band in zip(panels, ("all", "amb"), strict=True):
+            for place, name in enumerate(reversed(SHOWN)):
+                for which, marker, color in (("train", "o", COLORS["Mesa"]), ("held_out", "x", COLORS["GRU"])):
+                    values = [f[f"{name} {which} {band}"] for f in found]
+                    label = SETS[which] if place == 0 else None
+                    panel.plot(values, [place] * len(values), marker, color=color, label=label)
+            panel.set_xscale("log")
+            panel.set_xlabel("distance to the optimum, Div (nats)")
+            panel.set_title("all positions" if band == "all" else "1 ≤ H < 4.5 nats")
+        panels[0].set_yticks(range(len(SHOWN)), list(reversed(SHOWN.values())))
+        panels[1].legend()
+        return to_svg(fig, label="Divergence of each predictor from the optimum, one dot a seed, log scale")

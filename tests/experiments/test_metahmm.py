@@ -1,0 +1,182 @@
+"""Claims about MetaHMM: shrunken they show every row, and a broken part misses their gates."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from commissure.experiments import (
+    metahmm_bump,
+    metahmm_contenders,
+    metahmm_floor,
+    metahmm_monte_carlo,
+    metahmm_oracle,
+    metahmm_peer,
+)
+from commissure.experiments.claims import CLAIMS, Context, Outcome
+from commissure.metahmm import MetaHMM
+from commissure.metahmm.oracle import BayesOracle
+from commissure.native import backend
+
+needs_kernels = pytest.mark.skipif(backend() != "c++", reason="times a kernel that was not built")
+
+
+def run(module: ModuleType, budget: str = "smoke") -> Outcome:
+    (claim,) = (claim for claim in CLAIMS if claim.module == module.__name__)
+    outcome: Outcome = module.run(Context(budget, claim))  # type: ignore[arg-type]
+    assert {bound.key for bound in claim.gate} <= {row.key for row in outcome.rows}
+    return outcome
+
+
+def values(outcome: Outcome) -> dict[str, float]:
+    return {row.key: row.value for row in outcome.rows}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few sequences of a few tokens of environments that are soon filtered."""
+    monkeypatch.setattr(metahmm_oracle, "PRESET", "e64")
+    monkeypatch.setattr(metahmm_oracle, "LENGTH", 20)
+    monkeypatch.setattr(metahmm_oracle, "_TRUTHS", tuple((n, "tiny", 4, f) for n, _, _, f in metahmm_oracle._TRUTHS))
+    monkeypatch.setattr(metahmm_peer, "N_TASKS", (8, 128))
+    for module in (metahmm_bump, metahmm_contenders):
+        monkeypatch.setattr(module, "SEQUENCES", 6)
+    monkeypatch.setattr(metahmm_bump, "_SIZES", {"smoke": (1, 2)})
+    monkeypatch.setattr(metahmm_monte_carlo, "_SIZES", {"smoke": (1, 4)})
+    monkeypatch.setattr(metahmm_monte_carlo, "N_SAMPLES", 3)
+    monkeypatch.setattr(metahmm_monte_carlo, "MOST", 5)
+    monkeypatch.setattr(metahmm_floor, "_SIZES", {"smoke": (1, 3)})
+    monkeypatch.setattr(metahmm_floor, "LARGE", (2, 4, 8))
+    monkeypatch.setattr(metahmm_floor, "BIAS_REPEATS", 10)
+
+
+@pytest.mark.parametrize(
+    "module", [metahmm_bump, metahmm_floor, metahmm_monte_carlo], ids=["bump", "floor", "monte_carlo"]
+)
+def test_a_small_run_shows_every_row_and_claims_nothing(module: ModuleType, small: None) -> None:
+    outcome = run(module)
+    assert (outcome.verdict, outcome.n_seeds) == ("NOT CLAIMED", 1)
+    unseen = [row.key for row in outcome.rows if not np.isfinite(row.value)]
+    assert all("entropy" in key for key in unseen), "few sequences may leave a bin of entropy empty"
+    assert outcome.figure is not None
+    assert outcome.figure.startswith("<svg")
+    assert len(outcome.figure) < 200_000
+
+
+@needs_kernels
+def test_the_oracle_shows_every_row(small: None) -> None:
+    outcome = run(metahmm_oracle)
+    found = values(outcome)
+    assert outcome.verdict == "NOT CLAIMED"
+    assert all(np.isfinite(value) for value in found.values())
+    assert max(found["brute_f64"], found["dense_f64"], found["chain_rule"]) < 1e-12
+    assert 1e-9 < max(found["brute_f32"], found["dense_f32"]) < 1e-6, "float32 it was"
+    assert outcome.figure is not None
+
+
+@needs_kernels
+def test_a_wrong_oracle_misses(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Flattened(BayesOracle):
+        def __call__(self, tokens: Tensor, lengths: Tensor | None = None) -> Any:
+            told = super().__call__(tokens, lengths)
+            return told._replace(log_probs=(told.log_probs * 0.999).log_softmax(-1))
+
+    monkeypatch.setattr(metahmm_oracle, "BayesOracle", Flattened)
+    found = values(run(metahmm_oracle))
+    assert min(found["brute_f64"], found["dense_f32"], found["chain_rule"]) > 1e-5
+
+
+def test_the_oracle_needs_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metahmm_oracle, "backend", lambda: "python")
+    assert run(metahmm_oracle).verdict == "NOT RUN"
+
+
+def test_the_peer_computes_likelihoods() -> None:
+    env = MetaHMM.from_preset("tiny", seed=0)
+    tokens, ids = env.sample([3], 9, seed=0).tokens, torch.arange(env.n_tasks)
+    found = metahmm_peer.filter_tasks(env.initial, env.transition_matrix(ids), env.emission_matrix(ids), tokens[0])
+    want = BayesOracle(env)(tokens).log_evidence[0, -1]
+    torch.testing.assert_close(found.logsumexp(0) - np.log(env.n_tasks), want, rtol=0, atol=1e-12)
+
+
+def test_the_floor_of_e64_is_the_closed_form_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    falls, closed_form, bias_z = metahmm_floor._e64(0, 30)
+    assert 0.75 < falls[3200] * 3200 / closed_form < 1.25
+    assert 0.85 < bias_z < 1.15
+    right = metahmm_floor.MonteCarloPredictor
+
+    class OfLogits(right):  # type: ignore[misc, valid-type]
+        """The wrong average: samples one by one, their logits averaged."""
+
+        def log_probs(self, tokens: Tensor) -> Tensor:
+            each = [
+                right(self.conditional, self.sampler, n_samples=1, seed=k).log_probs(tokens)
+                for k in range(self.n_samples)
+            ]
+            return torch.stack(each).mean(0).log_softmax(-1)
+
+    monkeypatch.setattr(metahmm_floor, "MonteCarloPredictor", OfLogits)
+    monkeypatch.setattr(metahmm_floor, "LARGE", (2, 3))
+    assert metahmm_floor._e64(0, 30)[2] > 1.3
+
+
+def test_bump_misses_without_a_peak_of_its_own() -> None:
+    (claim,) = (claim for claim in CLAIMS if claim.id == "metahmm.bump")
+    times = np.arange(33)
+
+    def seeds(*peaks: int, end: float = 0.5) -> dict[str, list[metahmm_bump.Measured]]:
+        curves = [np.interp(times, (0, peak, 32), (0, 1, end)) for peak in peaks]
+        made = [metahmm_bump.Measured(c, c, np.ones(len(metahmm_bump.ENTROPY_EDGES) - 1), 2.0, 1.0) for c in curves]
+        return {"train": made, "held_out": made}
+
+    for found, verdict in (
+        (seeds(6, 12, 19), "PASS"),
+        (seeds(6, 12, 21), "MISS"),
+        (seeds(4, 12, 19), "MISS"),
+        (seeds(6, 12, 19, end=0.9), "MISS"),
+    ):
+        assert claim.judge(metahmm_bump._rows(found), 3) == verdict
+
+
+def test_monte_carlo_misses_where_the_rival_is_as_good() -> None:
+    (claim,) = (claim for claim in CLAIMS if claim.id == "metahmm.monte_carlo")
+    sets, bands, names = metahmm_monte_carlo.SETS, metahmm_monte_carlo.BANDS, metahmm_monte_carlo.SHOWN
+
+    def seeds(**changed: float) -> list[dict[str, float]]:
+        found = {f"{n} {s} {b}": 1.0 + (n == "rival") for n in names for s in sets for b in bands}
+        costs = {f"{name} cost": 1.0 for name in names}
+        return [{k: v * (1 + 0.001 * i) for k, v in {**found, **costs, **changed}.items()} for i in range(3)]
+
+    assert claim.judge(metahmm_monte_carlo._rows(seeds()), 3) == "PASS"
+    for which in sets:
+        for band in ("all", "amb"):
+            worse = seeds(**{f"rival {which} {band}": 0.99})
+            assert claim.judge(metahmm_monte_carlo._rows(worse), 3) == "MISS"
+
+
+def test_the_rival_costs_as_much(small: None) -> None:
+    found = metahmm_monte_carlo.measure(metahmm_contenders.world(0, 4))
+    assert 1.0 <= found["rival cost"] / found["gated cost"] < 1.3
+    assert found["enumeration cost"] / found["implicit cost"] == pytest.approx(64, rel=0.05)
+
+
+def test_enumeration_is_the_mixture_over_all_tasks() -> None:
+    w = metahmm_contenders.world(0, 2)
+    given = metahmm_contenders.conditional(w, metahmm_contenders.stack(w, 32), 1e-2)
+    codes, tokens = w.codes(torch.arange(64), seed=0), w.tokens["train"][:2, :3]
+    found = metahmm_contenders.Enumeration(given, codes).log_probs(tokens).exp()
+    with torch.no_grad():
+        each = given.log_probs(tokens, codes.expand(2, -1, -1)).exp().double()
+    for row in range(2):
+        joint = torch.ones(64, dtype=torch.float64)
+        for t in range(4):
+            torch.testing.assert_close(
+                found[row, t].double(), joint @ each[row, :, t] / joint.sum(), rtol=1e-4, atol=1e-6
+            )
+            if t < 3:
+                joint = joint * each[row, :, t, tokens[row, t]]
