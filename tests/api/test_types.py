@@ -34,7 +34,7 @@ def _main() -> None:
         import commissure.native.possm
         import commissure.nn  # noqa: F401
         from commissure.mesa import inspect, set_test_time_compute, to_fla  # noqa: F401 (names load on first use)
-        from commissure.metahmm import Trained, bench, fit, show  # noqa: F401 (Trained loads every module)
+        from commissure.metahmm import Trained, bench, compute_curve, fit, show  # noqa: F401 (Trained loads every module)
     for part in (_refused, _mixers, _mesa, _tasks, _metahmm, _baselines, _possm_and_streams, _spine):
         part()
 
@@ -172,7 +172,10 @@ def _metahmm() -> None:
         Trained,
         bench,
         evaluate_divergence,
+        load_part,
+        save_part,
     )
+    from commissure.metahmm.compute_curve import compute_curve
     from commissure.metahmm.fit import ContextCodes, FitConfig, fit, implicit_stack
     from commissure.metahmm.sample import sample_reference
     from commissure.metahmm.show import ambiguity, facts
@@ -216,11 +219,15 @@ def _metahmm() -> None:
     ):
         predictor.flops_per_token(predictor(tokens))
         evaluate_divergence(predictor, tokens, oracle=BayesOracle(env), n_resamples=100)
+    compute_curve(predictor, tokens, oracle=BayesOracle(env), n_samples=(1, 2), n_resamples=100)
     bench.bench_oracle("tiny", length=3, n_sequences=2, repeats=1)
     bench.bench_sampler("tiny", batch_size=2, length=3, repeats=1)
     with tempfile.TemporaryDirectory() as folder:
         Trained(model, setting, env).save(Path(folder) / "model")
         Trained.load(Path(folder) / "model")
+        for part in (told, sampler, flow):
+            save_part(part, Path(folder) / "part")
+            load_part(Path(folder) / "part")
     print("metahmm")
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from commissure.metahmm.oracle import BayesOracle, OraclePredictions
     from commissure.metahmm.sample import Sequences
     from commissure.metahmm.samplers import FactorPosterior, LatentFlow, OraclePosterior
+    from commissure.metahmm.saved import load_part, save_part
     from commissure.metahmm.trained import Setting, Trained
 
 # Where the names are.
@@ -41,6 +42,7 @@ _MODULES = (
     "conditional",
     "samplers",
     "monte_carlo",
+    "saved",
     "trained",
 )
 
@@ -68,7 +70,9 @@ __all__ = [
     "Split",
     "Trained",
     "evaluate_divergence",
+    "load_part",
     "pooled_codes",
+    "save_part",
 ]
 
 
