@@ -45,7 +45,7 @@ DIM, LENGTH, HELD_OUT, SEQUENCES = 64, 32, 8, 160
 BANDS = {"all": (0.0, float("inf")), "amb": (1.0, 4.5), "low": (0.0, 0.5)}
 RATES = (4e-3, 8e-3)
 SEARCH_SEED = 100
-CHOSEN = {"implicit": 4e-3, "rival": 4e-3, "conditional": 4e-3, "sampler": 4e-3}
+CHOSEN = {"implicit": 8e-3, "rival": 8e-3, "conditional": 8e-3, "sampler": 8e-3}
 
 
 class Informative:
