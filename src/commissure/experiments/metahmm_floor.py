@@ -139,7 +139,7 @@ def _figure(found: list[Curves]) -> str:
             ax.loglog(LARGE, [f.e64[k] for k in LARGE], "-", color=COLORS["GRU"], alpha=0.5, linewidth=1)
         small = np.mean([[f.small[k][0] for k in FLOOR] for f in found], 0)
         falls = np.mean([list(f.e64.values()) for f in found], 0)
-        ax.loglog(ks, small, "o", color=COLORS["Mesa"], label="small, Div")
+        ax.loglog(ks, small, "o", color=COLORS["Mesa"], markerfacecolor="none", label="small, Div")
         ax.loglog(LARGE, falls, "s", color=COLORS["GRU"], label="e64, forward KL")
         ax.loglog(ks, list(FLOOR.values()), "x", color=COLORS["attention"], label="prototype, Div")
         closed_form = float(np.mean([f.closed_form for f in found]))
