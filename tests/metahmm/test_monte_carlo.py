@@ -173,6 +173,38 @@ def test_particles_are_rejuvenated() -> None:
     assert mean_divergence(predictor(200, "importance", Late())) < 0.02
 
 
+def test_particles_that_collapsed_move_once_the_sampler_knows_better() -> None:
+    """Copies weigh the same ever after: an ESS that counted each of them would stay 10, and nothing would move.
+
+    Up to position 10 q proposes one task that no token supports, so that resampling alone thins 10 particles out; from
+    then on it is the posterior.
+    """
+
+    class Late:
+        def propose(self, tokens: Tensor) -> TablePosterior:
+            table = ORACLE(tokens).log_posterior.clone()
+            table[:, 1:11] = -8.0 * (table[:, -1:] > table[:, -1:].amin(-1, keepdim=True))
+            return TablePosterior(table.log_softmax(-1))
+
+    tokens = dense.sequences(ENV, 100, 16, seed=1)
+    out = predictor(10, "smc", Late())(tokens)
+    measured = pointwise_divergence(predictor(10, "smc", Late()), tokens, oracle=ORACLE).divergence.mean(0)
+    assert float(measured[12:].mean()) < 0.1 * float(measured[10])
+    assert float(out.ess[:, 6:11].mean()) < 3, "copies are not samples"
+    assert float(out.ess[:, 12:].mean()) > 8, "moves are"
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_chunks_of_an_evaluation_draw_their_own_numbers(weighting: Weighting) -> None:
+    """The same sequences twice, in two chunks: not the same divergences; and the seed still decides all of them."""
+    model, twice = predictor(2, weighting), torch.cat([TOKENS, TOKENS])
+    measured = pointwise_divergence(model, twice, oracle=ORACLE, batch_size=8).divergence
+    assert not torch.equal(measured[:8], measured[8:])
+    torch.testing.assert_close(pointwise_divergence(model, twice, oracle=ORACLE, batch_size=8).divergence, measured)
+    own = pointwise_divergence(model, TOKENS, oracle=ORACLE).divergence
+    torch.testing.assert_close(own, measured[:8])
+
+
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_the_result_is_the_seeds_and_ends_do_not_matter(weighting: Weighting) -> None:
     model = predictor(6, weighting)
@@ -239,21 +271,26 @@ def test_effective_samples() -> None:
         mixture(torch.full((1, 3), -math.inf))
 
 
-def learned(placement: Any = "before") -> tuple[SoftPrefix, FactorPosterior, LatentFlow, Stack]:
+def heard(prefix: SoftPrefix) -> SoftPrefix:
+    """A projection that is not the zeros it starts from."""
+    with torch.no_grad(), isolated(1, "projection"):
+        torch.nn.init.normal_(prefix.projection.weight)
+    return prefix
+
+
+def learned() -> tuple[SoftPrefix, FactorPosterior, LatentFlow, Stack]:
     with isolated(0, "models"):
         sizes = ENV.factor_sizes
         lm = Stack(["gru", "attention"], 8, vocab=ENV.n_obs, heads=2).double()
-        known = SoftPrefix(lm, 4, embedding=FactorEmbedding(sizes, 4).double(), placement=placement).double().eval()
+        known = SoftPrefix(lm, 4, embedding=FactorEmbedding(sizes, 4).double()).double().eval()
         return known, FactorPosterior(lm, sizes).double(), LatentFlow(lm, 8, width=16).double(), lm
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_learned_parts_in_every_weighting(weighting: Weighting) -> None:
     known, posterior, flow, lm = learned()
-    factors = predictor(5, weighting)
-    factors.conditional, factors.sampler = known, posterior
-    by_vector = SoftPrefix(lm, 8).double()
-    for conditional, sampler in ((known, posterior), (by_vector, flow)):
+    by_vector = heard(SoftPrefix(lm, 8).double())
+    for conditional, sampler in ((heard(known), posterior), (by_vector, flow)):
         model = MonteCarloPredictor(conditional, sampler, n_samples=5, weighting=weighting)
         out = model(TOKENS)
         torch.testing.assert_close(out.log_probs.exp().sum(-1), torch.ones(8, 11, dtype=torch.float64))
@@ -265,6 +302,7 @@ def test_learned_parts_in_every_weighting(weighting: Weighting) -> None:
 def test_importance_and_particles_converge_to_enumeration_of_the_learned_decoder() -> None:
     """Both correct a learned q to the decoder's own posterior, whatever the decoder has learned."""
     known, posterior, _, _ = learned()
+    heard(known)
     every = torch.cartesian_prod(*(torch.arange(size) for size in ENV.factor_sizes))
     each = known.log_probs(TOKENS, every.expand(8, -1, -1)).detach()
     seen = each[:, :, :-1].gather(-1, TOKENS[:, None, :, None].expand(-1, len(every), -1, 1))[..., 0]
@@ -278,7 +316,7 @@ def test_importance_and_particles_converge_to_enumeration_of_the_learned_decoder
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_codes_that_are_ignored_leave_the_language_model(weighting: Weighting) -> None:
     """Oracle 13: a zero projection gives the base model for any K; both are exact up to the sum over samples."""
-    known, posterior, _, lm = learned("start")
+    known, posterior, _, lm = learned()
     assert float(known.projection.weight.detach().abs().max()) == 0, "fine-tuning starts at the base model"
     for n_samples in (1, 6):
         model = MonteCarloPredictor(known, posterior, n_samples=n_samples, weighting=weighting)

@@ -132,7 +132,7 @@ class CausalLM:
     def run(
         self, x: Float[Tensor, "batch time dim"], state: State | None = None
     ) -> tuple[Float[Tensor, "batch time vocab"], State]:
-        """By `inputs_embeds`, with a mask of ones and positions that count every vector, the code's included."""
+        """By `inputs_embeds`, with a mask of ones and positions that count the start."""
         from transformers.cache_utils import DynamicCache
 
         if state is not None and not state.layers:

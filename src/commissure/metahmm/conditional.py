@@ -1,6 +1,6 @@
-"""Predictors given a task: a language model that reads the task as one soft token before its first prediction.
+"""Predictors given a task: a language model that is told the task before its first prediction.
 
-    p_dec(x_{t+1} | x_<=t, c)        inputs: W c, start, x_1, ..., x_T; the output at W c is dropped
+    p_dec(x_{t+1} | x_<=t, c)        inputs: start + W c, x_1, ..., x_T
 
 A code c is a vector (hidden states of a pre-trained model pooled over an independent sequence of the task: label-free)
 or a tuple of known factors, embedded by one learned vector a choice and summed.
@@ -11,14 +11,16 @@ or a tuple of known factors, embedded by one learned vector a choice and summed.
 | conditional predictor | `SoftPrefix` |
 | context encoder | `pooled_codes` |
 
-arXiv 2506.16288, section 4.  The paper drops the output at the code and has no start token; here position 0 is
-p(x_1 | c), which importance weights need.
+arXiv 2506.16288, section 4.  The paper gives the code as a token of its own in front, drops the output there and has
+no start token.  Here the start is needed, because importance weights need p(x_1 | c), and the code is added to it: a
+token of its own would be attended to even where it is zero and would shift every position, while a W of zeros here
+gives exactly the language model's own predictions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -91,10 +93,10 @@ class FactorEmbedding(nn.Module):
 class SoftPrefix(nn.Module):
     """A Stack or Hugging Face causal language model that predicts given a code.
 
-    `codes` are vectors of `code_dim`, or, with `embedding`, integers that it turns into such vectors.  `placement`:
-    "before" gives the projected code as a soft token of its own before the start; "start" adds it to the start's
-    vector: no position is shifted, a learned table needs no further entry, and a projection of zeros gives exactly the
-    language model's own predictions (it begins as zeros, so that fine-tuning starts there).
+    `codes` are vectors of `code_dim`, or, with `embedding`, integers that it turns into such vectors.  The projected
+    code is added to the start's vector: the paper gives it as a token of its own in front, which shifts every position,
+    asks one more entry of a learned position table and is attended to even where it is zero.  The projection begins as
+    zeros, so that training starts at exactly the language model's own predictions.
 
     >>> from commissure.nn import Stack
     >>> model = SoftPrefix(Stack(["gru"], 8, vocab=5), 3)
@@ -102,27 +104,15 @@ class SoftPrefix(nn.Module):
     torch.Size([1, 4, 3, 5])
     """
 
-    def __init__(
-        self,
-        lm: nn.Module,
-        code_dim: int,
-        *,
-        embedding: FactorEmbedding | None = None,
-        placement: Literal["before", "start"] = "before",
-    ) -> None:
+    def __init__(self, lm: nn.Module, code_dim: int, *, embedding: FactorEmbedding | None = None) -> None:
         super().__init__()
-        if placement not in ("before", "start"):
-            raise InputError("placement", placement, "'before' or 'start'")
         if embedding is not None and embedding.dim != code_dim:
             raise InputError("code_dim", code_dim, f"the embedding's width {embedding.dim}")
         self.body, self.lm = backbone(lm), lm
         self.vocab = self.body.vocab
-        self.code_dim, self.embedding, self.placement = code_dim, embedding, placement
+        self.code_dim, self.embedding = code_dim, embedding
         self.projection = nn.Linear(code_dim, self.body.dim, bias=False)
-        if placement == "start":
-            nn.init.zeros_(self.projection.weight)
-        else:
-            nn.init.normal_(self.projection.weight, std=code_dim**-0.5)
+        nn.init.zeros_(self.projection.weight)
         self.projection.to(next(lm.parameters()).dtype)
 
     def log_probs(
@@ -138,12 +128,9 @@ class SoftPrefix(nn.Module):
     def prefill(
         self, tokens: Int[Tensor, "rows time"], codes: Shaped[Tensor, "rows code_dim"]
     ) -> tuple[Float[Tensor, "rows time_plus_1 vocab"], State]:
-        """The code, the start and the tokens at once; `step` goes on from the state."""
-        code, start = self._project(codes), self.body.start(len(tokens))
-        first = [code, start] if self.placement == "before" else [start + code]
-        x = torch.cat([torch.stack(first, 1), self.body.embed(tokens)], 1)
-        log_probs, state = self.body.run(x)
-        return log_probs[:, len(first) - 1 :], state
+        """The start with its code and the tokens at once; `step` goes on from the state."""
+        first = self.body.start(len(tokens)) + self._project(codes)
+        return self.body.run(torch.cat([first[:, None], self.body.embed(tokens)], 1))
 
     def step(self, tokens: Int[Tensor, " rows"], state: State) -> tuple[Float[Tensor, "rows vocab"], State]:
         """One token a row."""

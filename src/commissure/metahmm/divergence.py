@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ __all__ = [
     "Divergence",
     "DivergenceRow",
     "PointwiseDivergence",
+    "SamplingPredictor",
     "SequencePredictor",
     "evaluate_divergence",
     "pointwise_divergence",
@@ -49,6 +50,14 @@ class SequencePredictor(Protocol):
 
     def log_probs(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time_plus_1 vocab"]:
         """Entry t has seen `tokens[:, :t]`."""
+
+
+@runtime_checkable
+class SamplingPredictor(Protocol):
+    """A SequencePredictor whose numbers are drawn by row: asked for a later row's, so that chunks do not share them."""
+
+    def from_row(self, row: int) -> SequencePredictor:
+        """The predictor of a chunk whose first sequence is the `row`-th; that of row 0 is itself."""
 
 
 class OracleOutput(Protocol):
@@ -207,7 +216,8 @@ def pointwise_divergence(
 ) -> PointwiseDivergence:
     """Both divergences, both negative log-likelihoods and the task entropy of every prediction, in float64.
 
-    `batch_size` sequences at a time.  Raises `InputError` for a predictor whose shape is not the oracle's.
+    `batch_size` sequences at a time; a `SamplingPredictor` draws other numbers for each of these chunks.
+    Raises `InputError` for a predictor whose shape is not the oracle's.
     """
     if tokens.ndim != 2 or not len(tokens):
         raise InputError("tokens", tuple(tokens.shape), "shape (batch, time) with batch >= 1")
@@ -215,11 +225,14 @@ def pointwise_divergence(
         raise InputError("batch_size", batch_size, "an integer >= 1")
     ends = torch.full((len(tokens),), tokens.shape[1], device=tokens.device) if lengths is None else lengths
     parts = []
-    for some, end in zip(tokens.split(batch_size), ends.split(batch_size), strict=True):
+    for row, some, end in zip(
+        range(0, len(tokens), batch_size), tokens.split(batch_size), ends.split(batch_size), strict=True
+    ):
+        here = predictor.from_row(row) if isinstance(predictor, SamplingPredictor) else predictor
         beyond = torch.arange(some.shape[1], device=some.device) >= end[:, None]
         some = some.masked_fill(beyond, 0)  # padding may be any number; a causal predictor never shows it
         truth = oracle(some, None if lengths is None else end)
-        parts.append(_compare(predictor.log_probs(some), truth, some, end))
+        parts.append(_compare(here.log_probs(some), truth, some, end))
     return PointwiseDivergence(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 

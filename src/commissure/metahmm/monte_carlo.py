@@ -14,7 +14,7 @@ arXiv 2506.16288, section 4 (plain).
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -31,6 +31,7 @@ from commissure.metahmm.samplers import TaskSampler
 __all__ = ["EntropyGate", "MonteCarloOutput", "MonteCarloPredictor"]
 
 Weighting = Literal["plain", "importance", "smc"]
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 _CELLS = 1 << 25  # log-probabilities of decoded codes held at once (float32: 128 MB)
 _ROWS = 512  # codes decoded in one batch
 
@@ -45,7 +46,8 @@ class EntropyGate(NamedTuple):
 class MonteCarloOutput(NamedTuple):
     """Predictions and their cost.
 
-    `ess`: effective samples (before resampling, for particles), NaN where the gate fell back (`sampled` false).
+    `ess`: effective samples (for particles before resampling, copies that never moved counted as one), NaN where the
+    gate fell back (`sampled` false).
     `n_forward`: codes decoded for a row, `n_tokens`: positions they were decoded at.
     """
 
@@ -86,8 +88,8 @@ class MonteCarloPredictor:
     ) -> None:
         if not isinstance(n_samples, int) or n_samples < 1:
             raise InputError("n_samples", n_samples, "an integer >= 1")
-        if weighting not in ("plain", "importance", "smc"):
-            raise InputError("weighting", weighting, "'plain', 'importance' or 'smc'")
+        if weighting not in WEIGHTINGS:
+            raise InputError("weighting", weighting, f"one of {', '.join(WEIGHTINGS)}")
         if (gate is None) != (fallback is None):
             fix = "the fallback predicts where the gate does not sample"
             raise InputError("gate, fallback", (gate, fallback), "both or neither", fix)
@@ -97,6 +99,24 @@ class MonteCarloPredictor:
     def log_probs(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time_plus_1 vocab"]:
         """Contract 2."""
         return self(tokens).log_probs
+
+    def from_row(self, row: int) -> MonteCarloPredictor:
+        """The predictor for sequences from the `row`-th on: row 0's is itself, others draw other numbers."""
+        return self if row == 0 else self.having(seed=spawn(self.seed, "from row", row))
+
+    def having(
+        self, *, n_samples: int | None = None, weighting: Weighting | None = None, seed: int | None = None
+    ) -> MonteCarloPredictor:
+        """The same parts with what is given here in place of what it had."""
+        return MonteCarloPredictor(
+            self.conditional,
+            self.sampler,
+            n_samples=self.n_samples if n_samples is None else n_samples,
+            weighting=self.weighting if weighting is None else weighting,
+            gate=self.gate,
+            fallback=self.fallback,
+            seed=self.seed if seed is None else seed,
+        )
 
     @torch.no_grad()
     def __call__(self, tokens: Int[Tensor, "batch time"]) -> MonteCarloOutput:

@@ -5,7 +5,11 @@
 
 The first particles are q's at position 0, weighted by p / q.  The move leaves the conditional predictor's own posterior
 invariant, so a biased q costs effective samples and no bias.  Particles of one code share one state; a proposal that is
-a code already followed costs nothing.  Resample-move: Gilks & Berzuini 2001; systematic resampling: Kitagawa 1996.
+a code already followed costs nothing.
+
+ESS = 1 / sum_l W_l^2 over lineages l, W_l the weight of all copies of one particle that no move has replaced: copies
+weigh the same ever after, so an ESS that counted each of them would stay K, and particles that collapsed while q was
+wrong would never move again.  Resample-move: Gilks & Berzuini 2001; systematic resampling: Kitagawa 1996.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ _ROWS = 512  # prefixes decoded in one batch
 
 
 class Filtered(NamedTuple):
-    """The predictive and the effective samples (before resampling) at every position, and the cost of each row."""
+    """The predictive and the effective lineages (before resampling) at every position, and the cost of each row."""
 
     log_probs: Float[Tensor, "batch time_plus_1 vocab"]
     ess: Float[Tensor, "batch time_plus_1"]
@@ -60,7 +64,8 @@ def filter_particles(
     for t in range(tokens.shape[1] + 1):
         if t > 0:
             particles.observe(t)
-        normalized, ess = mixture(particles.log_weights)
+        normalized = mixture(particles.log_weights)[0]
+        ess = particles.effective_lineages(normalized)
         poor = ess < n_particles / 2
         if t > 0 and bool(poor.any()):
             particles.rejuvenate(t, normalized, poor)
@@ -83,7 +88,10 @@ def mixture(log_weights: Float[Tensor, "*batch n"]) -> tuple[Float[Tensor, "*bat
 
 
 class _Particles:
-    """K particles a row: `owner` says which pair of the pool each one is, `log_weights` what it weighs."""
+    """K particles a row: `owner` says which pair of the pool each one is, `log_weights` what it weighs.
+
+    `lineage`: the same number, in [0, K), for the copies of one particle.
+    """
 
     def __init__(
         self,
@@ -102,6 +110,12 @@ class _Particles:
         rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand(-1, n_particles)
         self.pool: Pool
         self.owner = self._follow(0, rows, codes[:, 0])
+        self.lineage = torch.arange(n_particles, device=tokens.device).repeat(len(tokens), 1)
+
+    def effective_lineages(self, normalized: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
+        """1 / sum W^2 of the lineages' weights."""
+        weights = normalized.exp()
+        return 1 / torch.zeros_like(weights).scatter_add(1, self.lineage, weights).square().sum(1)
 
     def observe(self, t: int) -> None:
         """Weigh by token t and read it."""
@@ -120,7 +134,11 @@ class _Particles:
         candidate, log_ratio = self._propose(t, kept, poor)
         generator = torch_generator(self.seed, "accept", t, device=kept.device)
         uniform = torch.rand(kept.shape, generator=generator, dtype=torch.float64, device=kept.device)
-        self.owner = self.owner.masked_scatter(poor[:, None], torch.where(uniform.log() < log_ratio, candidate, kept))
+        is_moved = uniform.log() < log_ratio
+        self.owner = self.owner.masked_scatter(poor[:, None], torch.where(is_moved, candidate, kept))
+        self.lineage = self.lineage.masked_scatter(
+            poor[:, None], _lineages(self.lineage[poor].gather(1, index), is_moved)
+        )
         self.log_weights = self.log_weights.masked_fill(poor[:, None], 0.0)
         used, self.owner = self.owner.unique(return_inverse=True)
         self.pool = select(self.pool, used)
@@ -163,6 +181,14 @@ class _Particles:
                 pools.append(Pool(some, new, gained.sum(1), log_probs[:, -1], state))
         self.pool = map_state(lambda *parts: torch.cat(parts), pools[0], *pools[1:])
         return place[group[len(known) :]].view(rows.shape)
+
+
+def _lineages(inherited: Int[Tensor, "rows n"], is_moved: Bool[Tensor, "rows n"]) -> Int[Tensor, "rows n"]:
+    """What moved starts a lineage of its own; each is called by the first particle of it."""
+    slot = torch.arange(inherited.shape[1], device=inherited.device).expand_as(inherited)
+    called = torch.where(is_moved, inherited.shape[1] + slot, inherited)
+    first = slot.new_full((len(slot), 2 * slot.shape[1]), slot.shape[1]).scatter_reduce(1, called, slot, "amin")
+    return first.gather(1, called)
 
 
 def _resample(log_weights: Float[Tensor, "rows n"], *, seed: int) -> Int[Tensor, "rows n"]:
