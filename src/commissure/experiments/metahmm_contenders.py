@@ -99,7 +99,7 @@ def implicit(w: World, dim: int, lr: float) -> Stack:
 def conditional(w: World, base: Stack, lr: float) -> SoftPrefix:
     """Fine-tuned to predict given the factors."""
     with isolated(w.seed, "conditional"):
-        model = SoftPrefix(copy.deepcopy(base), DIM, embedding=FactorEmbedding(w.codes.sizes, DIM), placement="start")
+        model = SoftPrefix(copy.deepcopy(base), DIM, embedding=FactorEmbedding(w.codes.sizes, DIM))
     config = FitConfig(steps=3 * w.steps // 4, lr=lr, length=LENGTH)
     fit(model, w.env, tasks=w.tasks, codes=w.codes, config=config, seed=spawn(w.seed, "conditional"))
     return model
