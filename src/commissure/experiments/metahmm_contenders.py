@@ -45,7 +45,7 @@ DIM, LENGTH, HELD_OUT, SEQUENCES = 64, 32, 8, 160
 BANDS = {"all": (0.0, float("inf")), "amb": (1.0, 4.5), "low": (0.0, 0.5)}
 RATES = (4e-3, 8e-3)
 SEARCH_SEED = 100
-CHOSEN = {"implicit": 4e-3, "rival": 4e-3, "conditional": 4e-3, "sampler": 4e-3}
+CHOSEN = {"implicit": 8e-3, "rival": 8e-3, "conditional": 8e-3, "sampler": 8e-3}
 
 
 class Informative:
@@ -99,7 +99,7 @@ def implicit(w: World, dim: int, lr: float) -> Stack:
 def conditional(w: World, base: Stack, lr: float) -> SoftPrefix:
     """Fine-tuned to predict given the factors."""
     with isolated(w.seed, "conditional"):
-        model = SoftPrefix(copy.deepcopy(base), DIM, embedding=FactorEmbedding(w.codes.sizes, DIM), placement="start")
+        model = SoftPrefix(copy.deepcopy(base), DIM, embedding=FactorEmbedding(w.codes.sizes, DIM))
     config = FitConfig(steps=3 * w.steps // 4, lr=lr, length=LENGTH)
     fit(model, w.env, tasks=w.tasks, codes=w.codes, config=config, seed=spawn(w.seed, "conditional"))
     return model

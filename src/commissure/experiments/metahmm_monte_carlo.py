@@ -44,7 +44,7 @@ from commissure.report.style import COLORS, figure, to_svg
 
 __all__ = ["run"]
 
-N_SAMPLES, MOST, THRESHOLD, WIDTH_STEP = 16, 64, 1.5, 8
+N_SAMPLES, MOST, THRESHOLD, WIDTH_STEP = 4, 64, 1.0, 8
 SETS = {"train": "training tasks", "held_out": "held-out tasks"}
 SHOWN = {
     "implicit": "implicit",

@@ -34,7 +34,7 @@ __all__ = ["run"]
 LENGTH, N_TIMED, WANTED = 200, 8, 300
 _TRUTHS = (("brute", "tiny", 5, enumeration_reference), ("dense", "small", LENGTH, dense_reference))
 PRESET, SEEDS = "small", (15, 23, 5345, 0, 1)
-_SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 1), "quick": (3, 2), "full": (5, 5)}  # seeds, turns
+_SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 1), "quick": (5, 1), "full": (5, 5)}  # seeds, turns
 
 
 class Found(NamedTuple):
