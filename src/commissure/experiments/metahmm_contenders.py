@@ -2,7 +2,8 @@
 
 The conditional predictor and the sampler's encoder start from the implicit predictor's weights (arXiv 2506.16288,
 section 4.2) and are fine-tuned for three quarters of its steps.  `RATES` is the grid of learning rates of every model;
-`CHOSEN` are the best on `SEARCH_SEED`, which draws an environment of its own (figures in LOG.md).
+`CHOSEN` are the best on `SEARCH_SEED`, which draws an environment of its own (figures in LOG.md); the rival's is the
+implicit predictor's, not searched at its own width.
 """
 
 from __future__ import annotations
