@@ -87,7 +87,7 @@ def _small(seed: int, n_contexts: int) -> dict[int, tuple[float, float]]:
                 MonteCarloPredictor(exact, fixed, n_samples=k, seed=seed), tokens, oracle=oracle
             )
             sums[k] += [float(x[:, TIMES].mean()) * len(tokens) for x in (points.divergence, points.forward)]
-    return {k: tuple((total / n_contexts).tolist()) for k, total in sums.items()}  # type: ignore[misc]
+    return {k: tuple((total / n_contexts).tolist()) for k, total in sums.items()}
 
 
 def _e64(seed: int, n_contexts: int) -> tuple[dict[int, float], float, float]:

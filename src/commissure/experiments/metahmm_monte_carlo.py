@@ -88,7 +88,7 @@ def measure(w: World) -> dict[str, float]:
 
 def contenders(w: World, base: Stack) -> dict[str, SequencePredictor]:
     """All but the rival, from one trained implicit predictor."""
-    given, infer = (make(w, base, CHOSEN[make.__name__]) for make in (conditional, sampler))
+    given, infer = conditional(w, base, CHOSEN["conditional"]), sampler(w, base, CHOSEN["sampler"])
     codes = w.codes(torch.arange(w.env.n_tasks), seed=0)
 
     def mc(sampler: Any = infer, n: int = N_SAMPLES, **options: Any) -> MonteCarloPredictor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -35,8 +36,8 @@ def peer_seconds(preset: str, *, seed: int, length: int, turns: int) -> float:
     spent = []
     for n_tasks in N_TASKS:
         ids = torch.arange(min(n_tasks, env.n_tasks))
-        tables = [x.float() for x in (env.initial, env.transition_matrix(ids), env.emission_matrix(ids))]
-        each = _seconds(lambda tables=tables: filter_tasks(*tables, tokens[0]), turns)  # type: ignore[misc]
+        transition, emission = env.transition_matrix(ids).float(), env.emission_matrix(ids).float()
+        each = _seconds(partial(filter_tasks, env.initial.float(), transition, emission, tokens[0]), turns)
         spent.append(each * env.n_tasks / len(ids))
     return min(spent)
 
