@@ -221,20 +221,31 @@ def test_a_code_is_decoded_once_and_no_further_than_needed() -> None:
     counting = Counting()
     model = MonteCarloPredictor(counting, POSTERIOR, n_samples=50, weighting="importance")
     out = model(TOKENS)
-    tasks = {(row[:1], code) for row, code in counting.decoded}
-    assert len(tasks) <= len(counting.decoded) == int(out.n_forward.sum())
+    assert len(counting.decoded) == int(out.n_forward.sum())
     assert int(out.n_forward.max()) <= N
-    codes = POSTERIOR.propose(TOKENS).sample(torch.arange(11), 50, seed=0)
-    assert codes.shape == (8, 11, 50, 1)
-    late = int(out.n_tokens.sum())
-    assert late < int(out.n_forward.sum()) * 11, "codes drawn at first only are not run to the end"
+    assert sum(len(row) + 1 for row, _ in counting.decoded) == int(out.n_tokens.sum()), "padding costs too"
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_sampler_s_head_is_counted_where_it_runs(weighting: Weighting, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, posterior, _, _ = learned()
+    logits, calls = posterior.logits, []
+
+    def counted(factor: int, h: Tensor, embedded: Tensor) -> Tensor:
+        calls.append(h.shape[:-1].numel() * (factor == 0))
+        return logits(factor, h, embedded)
+
+    monkeypatch.setattr(posterior, "logits", counted)
+    out = MonteCarloPredictor(known, posterior, n_samples=5, weighting=weighting)(TOKENS)
+    assert int(out.n_head.sum()) == sum(calls) > 0
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = predictor(7, "importance")(TOKENS)
     monkeypatch.setattr("commissure.metahmm.monte_carlo._CELLS", 1)
     monkeypatch.setattr("commissure.metahmm.monte_carlo._ROWS", 3)
-    for one, other in zip(whole, predictor(7, "importance")(TOKENS), strict=True):
+    blocks = predictor(7, "importance")(TOKENS)._replace(n_tokens=whole.n_tokens)  # padding is the blocks' own
+    for one, other in zip(whole, blocks, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
@@ -331,7 +342,7 @@ def test_flops_count_decoded_codes_and_the_sampler() -> None:
     decoder = flops_per_token(known, 11) * int(out.n_tokens.sum()) / (8 * 11)
     assert model.flops_per_token(out) == pytest.approx(decoder + encoder + 30 * head)
     gated = MonteCarloPredictor(known, posterior, n_samples=30, gate=EntropyGate(1e3), fallback=lm)
-    assert gated.flops_per_token(gated(TOKENS)) == pytest.approx(2 * encoder + 30 * head)
+    assert gated.flops_per_token(gated(TOKENS)) == pytest.approx(2 * encoder + 60 * head)
     assert predictor(3).flops_per_token(predictor(3)(TOKENS)) == 0, "an exact conditional and the oracle are no modules"
 
 

@@ -26,7 +26,7 @@ from commissure.metahmm.backbones import flops_per_token
 from commissure.metahmm.conditional import ConditionalPredictor
 from commissure.metahmm.divergence import SequencePredictor
 from commissure.metahmm.particles import filter_particles, mixture
-from commissure.metahmm.samplers import TaskSampler
+from commissure.metahmm.samplers import Proposal, TaskSampler
 
 __all__ = ["EntropyGate", "MonteCarloOutput", "MonteCarloPredictor"]
 
@@ -48,7 +48,8 @@ class MonteCarloOutput(NamedTuple):
 
     `ess`: effective samples (for particles before resampling, copies that never moved counted as one), NaN where the
     gate fell back (`sampled` false).
-    `n_forward`: codes decoded for a row, `n_tokens`: positions they were decoded at.
+    `n_forward`: codes decoded for a row, `n_tokens`: positions they were decoded at, padding to the longest prefix of
+    their batch included, `n_head`: codes the sampler drew for a row or gave the density of.
     """
 
     log_probs: Float[Tensor, "batch time_plus_1 vocab"]
@@ -56,6 +57,7 @@ class MonteCarloOutput(NamedTuple):
     sampled: Bool[Tensor, "batch time_plus_1"]
     n_forward: Int[Tensor, " batch"]
     n_tokens: Int[Tensor, " batch"]
+    n_head: Int[Tensor, " batch"]
 
 
 class MonteCarloPredictor:
@@ -123,7 +125,7 @@ class MonteCarloPredictor:
         """Predictions at positions 0 .. T, with what they cost."""
         if tokens.ndim != 2 or not len(tokens):
             raise InputError("tokens", tuple(tokens.shape), "shape (batch, time) with batch >= 1")
-        proposal = self.sampler.propose(tokens)
+        proposal = _Counted(self.sampler.propose(tokens))
         positions = torch.arange(tokens.shape[1] + 1, device=tokens.device)
         is_drawn = self.weighting != "smc" or self.gate is not None
         codes = proposal.sample(positions, self.n_samples, seed=spawn(self.seed, "codes")) if is_drawn else None
@@ -135,7 +137,16 @@ class MonteCarloPredictor:
             sampled = (entropy >= self.gate.low) & (entropy < self.gate.high)
         if self.weighting == "smc" or codes is None:
             filtered = filter_particles(self.conditional, proposal, tokens, n_particles=self.n_samples, seed=self.seed)
-            return self._fall_back(tokens, MonteCarloOutput(filtered.log_probs, filtered.ess, sampled, *filtered[2:]))
+            return self._fall_back(
+                tokens,
+                MonteCarloOutput(
+                    filtered.log_probs,
+                    filtered.ess,
+                    sampled,
+                    *filtered[2:],
+                    filtered.n_forward.new_full((len(tokens),), proposal.n_codes),
+                ),
+            )
         offset = proposal.log_prior(codes) - log_q if self.weighting == "importance" and log_q is not None else None
         cells = codes.shape[1] * codes.shape[2] * len(positions) * self.conditional.vocab
         parts = [
@@ -144,13 +155,19 @@ class MonteCarloPredictor:
             )
             for rows in torch.arange(len(tokens), device=tokens.device).split(max(1, _CELLS // cells))
         ]
-        return self._fall_back(tokens, MonteCarloOutput(*(torch.cat(field) for field in zip(*parts, strict=True))))
+        return self._fall_back(
+            tokens,
+            MonteCarloOutput(*(torch.cat(field) for field in zip(*parts, strict=True)))._replace(
+                n_head=parts[0].n_forward.new_full((len(tokens),), proposal.n_codes)
+            ),
+        )
 
     def flops_per_token(self, output: MonteCarloOutput) -> float:
         """Multiplications and additions of matrices for one predicted token, by `backbones.flops_per_token`.
 
-        The conditional predictor at every position it was decoded at, the sampler's encoder once and its head K times,
-        the fallback once.  What is not a module (an oracle, an exact conditional) counts nothing.
+        The conditional predictor at every position it was decoded at, the sampler's encoder once and its head for each
+        code it drew or gave the density of, the fallback once.  What is not a module (an oracle, an exact conditional)
+        counts nothing.
         """
         n_positions = output.sampled.numel()
         length = output.sampled.shape[1]
@@ -159,7 +176,7 @@ class MonteCarloPredictor:
         )
         encoder = getattr(self.sampler, "lm", None)
         head = _flops(self.sampler, length) - _flops(encoder, length)
-        return total + _flops(encoder, length) + head * self.n_samples
+        return total + _flops(encoder, length) + head * int(output.n_head.sum()) / n_positions
 
     def _fall_back(self, tokens: Tensor, output: MonteCarloOutput) -> MonteCarloOutput:
         """The fallback's predictions where nothing was sampled."""
@@ -187,14 +204,14 @@ def _average(
     count = torch.zeros(n, dtype=torch.int64, device=tokens.device)
     if not bool(sampled.any()):
         empty = torch.zeros(n, n_positions, conditional.vocab, device=tokens.device)
-        return MonteCarloOutput(empty, empty[..., 0], sampled, count, count)
+        return MonteCarloOutput(empty, empty[..., 0], sampled, count, count, count)
     used = sampled[..., None].expand(-1, -1, n_samples)
     row, position, _ = used.nonzero(as_tuple=True)
     pairs = torch.cat([row[:, None].to(codes.dtype), codes[used]], 1)
     distinct, which = torch.unique(pairs, dim=0, return_inverse=True)
     owner = distinct[:, 0].to(torch.int64)
     last = torch.zeros_like(owner).scatter_reduce(0, which, position, "amax")
-    decoded = _decode(conditional, tokens, owner, distinct[:, 1:], last)
+    decoded, n_run = _decode(conditional, tokens, owner, distinct[:, 1:], last)
     index = torch.zeros(used.shape, dtype=torch.int64, device=tokens.device)
     index[used] = which
     positions = torch.arange(n_positions, device=tokens.device)[:, None]
@@ -204,9 +221,31 @@ def _average(
         log_lik = torch.nn.functional.pad(gained.cumsum(1), (1, 0))
         log_weights = torch.where(used, offset.to(decoded) + log_lik[index, positions], log_weights)
     log_weights, ess = mixture(log_weights)
-    n_forward, n_tokens = count.index_add(0, owner, torch.ones_like(owner)), count.index_add(0, owner, last + 1)
+    n_forward, n_tokens = count.index_add(0, owner, torch.ones_like(owner)), count.index_add(0, owner, n_run)
     log_probs = torch.logsumexp(log_weights[..., None] + decoded[index, positions], 2)
-    return MonteCarloOutput(log_probs, ess, sampled, n_forward, n_tokens)
+    return MonteCarloOutput(log_probs, ess, sampled, n_forward, n_tokens, count)
+
+
+class _Counted:
+    """A proposal that counts, for each row, the codes it draws and those it gives the density of."""
+
+    def __init__(self, proposal: Proposal) -> None:
+        self.proposal, self.n_codes = proposal, 0
+
+    def sample(
+        self, positions: Int[Tensor, " positions"], n: int, *, seed: int
+    ) -> Shaped[Tensor, "batch positions n code_dim"]:
+        self.n_codes += len(positions) * n
+        return self.proposal.sample(positions, n, seed=seed)
+
+    def log_prob(
+        self, positions: Int[Tensor, " positions"], codes: Shaped[Tensor, "batch positions n code_dim"]
+    ) -> Float[Tensor, "batch positions n"]:
+        self.n_codes += codes.shape[1] * codes.shape[2]
+        return self.proposal.log_prob(positions, codes)
+
+    def log_prior(self, codes: Shaped[Tensor, "batch positions n code_dim"]) -> Float[Tensor, "batch positions n"]:
+        return self.proposal.log_prior(codes)
 
 
 def _decode(
@@ -215,16 +254,20 @@ def _decode(
     row: Int[Tensor, " distinct"],
     codes: Shaped[Tensor, "distinct code_dim"],
     last: Int[Tensor, " distinct"],
-) -> Float[Tensor, "distinct time_plus_1 vocab"]:
-    """Predictions of each (row, code) up to its last position, zeros beyond; codes of like lengths run together."""
-    decoded = torch.zeros(0)
+) -> tuple[Float[Tensor, "distinct time_plus_1 vocab"], Int[Tensor, " distinct"]]:
+    """Predictions of each (row, code) up to its last position, and the positions it was really run at.
+
+    Codes of like lengths run together, each up to the longest of its batch.
+    """
+    decoded, n_run = torch.zeros(0), torch.zeros_like(last)
     for chosen in last.argsort(descending=True, stable=True).split(_ROWS):
         end = int(last[chosen].max())
         log_probs, _ = conditional.prefill(tokens[row[chosen], :end], codes[chosen])
         if not len(decoded):
             decoded = log_probs.new_zeros(len(row), tokens.shape[1] + 1, log_probs.shape[-1])
         decoded[chosen, : end + 1] = log_probs
-    return decoded
+        n_run[chosen] = end + 1
+    return decoded, n_run
 
 
 def _flops(part: object, length: int) -> float:
