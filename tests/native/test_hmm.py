@@ -319,3 +319,16 @@ def test_a_gpu_gives_the_same():
     found, _ = hmm_filter(*there, epistemic=True)
     for a, b in zip(found[:6], want[:6], strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_variants_without_prior_mass_are_written_as_zeros():
+    """Into memory that is not zero by chance: torch fills it with NaN here."""
+    family, joint = draw(6, 4, 8, 5, seed=2)
+    joint[[1, 4]] = 0
+    tokens, state = torch.zeros(1, 20, dtype=torch.int64), starting(joint / joint.sum(), 1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        _, after = hmm_filter(family, tokens, state, torch.tensor([20]))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not after.joint[:, [1, 4]].any()
