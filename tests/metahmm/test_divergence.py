@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from commissure.core.errors import InputError
+from commissure.metahmm import MetaHMM
 from commissure.metahmm.divergence import evaluate_divergence, pointwise_divergence
 from commissure.metahmm.oracle import BayesOracle
 
@@ -185,3 +186,15 @@ def test_refusals() -> None:
         evaluate_divergence(ORACLE, TOKENS[0], oracle=ORACLE)
     with pytest.raises(InputError, match="batch_size"):
         evaluate_divergence(ORACLE, TOKENS, oracle=ORACLE, batch_size=0)
+
+
+def test_no_prediction_is_lost_where_the_posterior_has_settled() -> None:
+    """Entropies that cancel to zero stay within the bins, which begin at zero."""
+    env = MetaHMM.from_preset("e64", seed=0)
+    oracle = BayesOracle(env, dtype=torch.float32)
+    tokens = env.sample(env.task_ids, 100, seed=0).tokens
+    told = oracle(tokens)
+    assert bool((told.task_entropy >= 0).all())
+    assert bool((oracle.epistemic(tokens) >= 0).all())
+    measured = evaluate_divergence(oracle, tokens, oracle=oracle, n_resamples=100)
+    assert sum(row.n for row in measured.by_entropy) == measured.overall.n == told.task_entropy.numel()

@@ -352,6 +352,16 @@ def test_impossible_evidence():
         torch.testing.assert_close(state.log_evidence, told.log_evidence[:, 4])
 
 
+def test_no_task_is_drawn_where_none_is_possible():
+    eye = torch.eye(2).expand(2, 2, 2)
+    options = {"initial": torch.full((2, 2), 0.5), "transition": eye, "emission": eye}
+    tokens = torch.tensor([[0, 0, 0], [0, 0, 1]])
+    with pytest.raises(DegenerateError, match=r"tokens\[1\]: no assumed task"):
+        BayesOracle.from_hmms(**options, on_impossible="-inf").sample_tasks(tokens, 3, seed=0)
+    with pytest.raises(DegenerateError, match=r"tokens\[1, 2\] = 1"):
+        BayesOracle.from_hmms(**options).sample_tasks(tokens, 3, seed=0, every_position=True)
+
+
 def test_results_do_not_depend_on_threads_or_on_neighbours():
     oracle = BayesOracle(TINY, dtype=torch.float32)
     tokens = TINY.sample(torch.arange(16), 70, seed=0)

@@ -182,7 +182,7 @@ class BayesOracle:
         return OraclePredictions(
             torch.cat([x.log_probs for x in told]),
             torch.cat([x.log_evidence for x in told]),
-            torch.cat([_given(x.task_entropy) for x in told]),
+            torch.cat([_nonnegative(x.task_entropy) for x in told]),
             torch.cat([x.dropped_mass for x in told]),
         )
 
@@ -201,7 +201,9 @@ class BayesOracle:
         filter itself on "small" while all tasks live).  Tasks below 1e-21 of the posterior mass (float32: 1e-13) are
         left out: an error of at most that times n_tasks log(vocab).
         """
-        return torch.cat([_given(x.epistemic) for x, _ in self._run(tokens, lengths, entropy=False, epistemic=True)])
+        return torch.cat(
+            [_nonnegative(x.epistemic) for x, _ in self._run(tokens, lengths, entropy=False, epistemic=True)]
+        )
 
     def marginals(
         self, tokens: Int64[Tensor, "batch time"], lengths: Int[Tensor, " batch"] | None = None
@@ -242,7 +244,7 @@ class BayesOracle:
         """`n` independent draws from the task posterior, (batch, n) after each row's last token.
 
         With `every_position`, (batch, time + 1, n), fresh draws after every prefix; positions past a row's length
-        repeat the posterior of its end.
+        repeat the posterior of its end.  Raises DegenerateError where no assumed task explains the tokens.
         """
         if n < 1:
             raise InputError("n", n, "an integer >= 1")
@@ -253,7 +255,9 @@ class BayesOracle:
         state = self.init_state(len(tokens))
         drawn = [self._draw(self.posterior_of(state), n, generator)]
         for t in range(tokens.shape[1]):
-            _, state = self._filter(tokens[:, t : t + 1], state, (lengths > t).long(), start=False, entropy=False)
+            _, state = self._filter(
+                tokens[:, t : t + 1], state, (lengths > t).long(), start=False, entropy=False, first_time=t
+            )
             drawn.append(self._draw(self.posterior_of(state), n, generator))
         return torch.stack(drawn, 1)
 
@@ -313,6 +317,7 @@ class BayesOracle:
         epistemic: bool = False,
         marginals: bool = False,
         first_row: int = 0,
+        first_time: int = 0,
     ) -> tuple[HMMFiltered, HMMState]:
         options = {"start": start, "entropy": entropy, "epistemic": epistemic, "marginals": marginals}
         told, after = hmm_filter(self._family, tokens, state, lengths, prune=self.prune, **options)
@@ -321,13 +326,16 @@ class BayesOracle:
             row = int(failed[0])
             at = int(told.impossible[row])
             raise DegenerateError(
-                f"tokens[{first_row + row}, {at}] = {int(tokens[row, at])}: probability 0 under every assumed task, "
-                "given the tokens before it; widen `tasks` or `prior`, or pass on_impossible='-inf'"
+                f"tokens[{first_row + row}, {first_time + at}] = {int(tokens[row, at])}: probability 0 under every "
+                "assumed task, given the tokens before it; widen `tasks` or `prior`, or pass on_impossible='-inf'"
             )
         return told, after
 
     @staticmethod
     def _draw(posterior: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        lost = posterior.isnan().any(1).nonzero()
+        if len(lost):
+            raise DegenerateError(f"tokens[{int(lost[0])}]: no assumed task explains them, so none can be drawn")
         sums = posterior.double().cumsum(1)
         points = torch.rand(len(sums), n, generator=generator, dtype=torch.float64, device=sums.device)
         drawn = torch.searchsorted(sums, points * sums[:, -1:], right=True)
@@ -338,6 +346,11 @@ class BayesOracle:
 def _given(x: Tensor | None) -> Tensor:
     assert x is not None
     return x
+
+
+def _nonnegative(x: Tensor | None) -> Tensor:
+    # Sums that cancel to zero round to either side of it, and bins that begin at 0 would drop those below.
+    return _given(x).clamp_min(0)  # NaN stays NaN
 
 
 def _by_factor(posterior: Tensor, sizes: tuple[int, ...]) -> Iterator[Tensor]:
