@@ -113,6 +113,10 @@ def fit(
     found: dict[str, Any] = {"model": str(out / _MODEL), "parameters": sum(p.numel() for p in model.parameters())}
     found |= {"tasks": {group: len(ids) for group, ids in zip(("train", "val", "ood"), split[:3], strict=True)}}
     found |= {"steps": len(result.losses), "loss": sum(last) / len(last), "cpu_s": time.process_time() - start}
+    _summary(found, as_json=as_json)
+
+
+def _summary(found: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         _print(json.dumps(found))
         return

@@ -37,7 +37,11 @@ _ROWS = 512  # codes decoded in one batch
 
 
 class EntropyGate(NamedTuple):
-    """Sample where low <= H < high (nats), H the mean of -log q of the position's own samples; elsewhere fall back."""
+    """Sample where low <= H < high (nats), elsewhere fall back; H is the mean of -log q of the position's own samples.
+
+    Near a threshold this biases what is sampled, more so for small K: the samples that are averaged decided.  H of a
+    density (`LatentFlow`) can be negative and depends on the codes' unit: give it a `low`.
+    """
 
     low: float = 0.0
     high: float = math.inf
@@ -63,8 +67,8 @@ class MonteCarloOutput(NamedTuple):
 class MonteCarloPredictor:
     """A SequencePredictor that averages a conditional predictor over codes from a task sampler.
 
-    `n_samples` = K; the result depends on `seed` and the tokens alone.  `gate` needs a `fallback`, which predicts where
-    the gate does not sample; codes are not decoded there, except by "smc", whose particles must go on.
+    `n_samples` = K; a row's numbers depend on `seed` and on its place in the batch.  `gate` needs a `fallback`, which
+    predicts where the gate does not sample; codes are not decoded there, except by "smc", whose particles must go on.
 
     >>> from commissure.metahmm.conditional import FactorEmbedding, SoftPrefix
     >>> from commissure.metahmm.samplers import FactorPosterior

@@ -218,10 +218,10 @@ class BayesOracle:
     ) -> FactorMarginals:
         """Posterior of each factor of the environment after every prefix; InputError if it names no factors."""
         names, sizes = self._factors
-        cut = next((i for i in range(len(sizes) + 1) if math.prod(sizes[:i]) == self.n_transitions), None)
-        if not names or cut is None or math.prod(sizes[cut:]) != self.n_emissions:
+        cuts = [i for i in range(len(sizes) + 1) if math.prod(sizes[:i]) == self.n_transitions]
+        if not names or not cuts or math.prod(sizes[cuts[-1] :]) != self.n_emissions:
             raise InputError("env.factor_sizes", sizes, "factors whose values are the tasks", "use marginals()")
-        cut = max(i for i in range(len(sizes) + 1) if math.prod(sizes[:i]) == self.n_transitions)
+        cut = cuts[-1]
         told = self.marginals(tokens, lengths)
         posteriors = (*_by_factor(told.transition, sizes[:cut]), *_by_factor(told.emission, sizes[cut:]))
         return FactorMarginals(names, posteriors)

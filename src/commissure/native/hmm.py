@@ -30,6 +30,7 @@ from commissure.native.hmm_reference import (
     HMMState,
     hmm_filter_reference,
 )
+from commissure.native.linear_attention import addresses
 
 __all__ = [
     "PRUNE_PERIOD",
@@ -208,7 +209,7 @@ def _filter(
     sizes = [*tokens.shape, *before.joint.shape[1:], model.emissions.shape[3], len(model.emissions)]
     arrays = [*model[2:]]
     native.hmm_filter(
-        *(_addresses(x) for x in (arrays, inputs, outputs)),
+        *(addresses(x) for x in (arrays, inputs, outputs)),
         sizes,
         prune,
         PRUNE_PERIOD,
@@ -279,10 +280,6 @@ def _allocate(
         empty(batch, kind=torch.int64),
         *(x if is_wanted else empty(0) for x, is_wanted in zip(optional, wanted, strict=True)),
     ]
-
-
-def _addresses(tensors: list[Tensor] | list[Tensor | None]) -> list[int]:
-    return [0 if x is None else x.data_ptr() for x in tensors]
 
 
 def _fake(
