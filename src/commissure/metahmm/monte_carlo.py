@@ -285,10 +285,12 @@ def _decode(
 ) -> tuple[Float[Tensor, "distinct time_plus_1 vocab"], Int[Tensor, " distinct"]]:
     """Predictions of each (row, code) up to its last position, and the positions it was really run at.
 
-    Codes of like lengths run together, each up to the longest of its batch.
+    Codes whose lengths are between the same powers of two run together, each up to the longest of its batch.
     """
     decoded, n_run = torch.zeros(0), torch.zeros_like(last)
-    for chosen in last.argsort(descending=True, stable=True).split(_ROWS):
+    order = last.argsort(descending=True, stable=True)
+    _, sizes = (last[order] + 1).log2().int().unique_consecutive(return_counts=True)
+    for chosen in (batch for octave in order.split(sizes.tolist()) for batch in octave.split(_ROWS)):
         end = int(last[chosen].max())
         log_probs, _ = conditional.prefill(tokens[row[chosen], :end], codes[chosen])
         if not len(decoded):
