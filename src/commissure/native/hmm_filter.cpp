@@ -311,14 +311,15 @@ class Filter {
             }
         return most == std::numeric_limits<int32_t>::min() ? 0 : most;
     }
-    // What each lane's numbers of variant u count.
+    // What each lane's numbers of variant u count.  Above the highest exponent are those of empty lanes alone, which
+    // have stayed behind.
     void factors(int64_t u) {
         for (int l = 0; l < lanes; ++l) factor[l] = T(1);
         if (!is_per_task) return;
         for (int g = 0; g < G; ++g)
             for (int64_t l = g * W; l < (g + 1) * W; ++l) {
                 const int64_t e = exponents[u * lanes + l] + shift[g];
-                factor[l] = e < -Range<T>::bias + 1 ? T(0) : T(std::ldexp(1.0, int(e)));
+                factor[l] = e > 0 || e < -Range<T>::bias + 1 ? T(0) : T(std::ldexp(1.0, int(e)));
             }
     }
 
