@@ -354,9 +354,6 @@ class Sparse:
     transitions = torch.tensor([[[0.5, 0.5], [1.0, 0.0]], [[0.0, 1.0], [0.5, 0.5]]], dtype=torch.float64)
     emissions = torch.tensor([[[0.5, 0.5, 0.0], [0.5, 0.0, 0.5]], [[1.0, 0.0, 0.0], [0.2, 0.0, 0.8]]]).double()
 
-    def factors_to_task(self, factors: Tensor) -> Tensor:
-        return 2 * factors[:, 0] + factors[:, 1]
-
 
 class Always:
     """q never looks: these log-probabilities at every position."""

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from commissure.core.errors import InputError
 from commissure.core.mixer import State
-from commissure.metahmm.predictor_inputs import checked_count, checked_tensor
+from commissure.metahmm.inputs import whole
+from commissure.metahmm.predictor_inputs import checked_tensor
 from commissure.nn.attention import Attention
 from commissure.nn.stack import Stack
 
@@ -169,7 +170,7 @@ def flops_per_token(module: nn.Module, length: int) -> float:
     """
     if not isinstance(module, nn.Module):
         raise InputError("module", type(module).__name__, "a torch module")
-    length = checked_count("length", length)
+    length = whole("length", length, 1)
     is_tied = isinstance(module, Stack) and module.config.tie
     matrices = [
         p for name, p in module.named_parameters()

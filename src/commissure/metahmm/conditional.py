@@ -29,7 +29,10 @@ from torch import Tensor, nn
 from commissure.core.errors import InputError
 from commissure.core.mixer import State
 from commissure.metahmm.backbones import backbone
-from commissure.metahmm.predictor_inputs import checked_count, checked_counts, checked_tensor
+from commissure.metahmm.environment import MetaHMM
+from commissure.metahmm.factors import TaskFamily
+from commissure.metahmm.inputs import whole
+from commissure.metahmm.predictor_inputs import checked_counts, checked_tensor
 
 __all__ = [
     "ConditionalPredictor",
@@ -76,7 +79,7 @@ class FactorEmbedding(nn.Module):
         counts = torch.tensor(checked_counts("sizes", sizes))
         self.register_buffer("sizes", counts, persistent=False)
         self.register_buffer("first", counts.cumsum(0) - counts, persistent=False)
-        self.dim = checked_count("dim", dim)
+        self.dim = whole("dim", dim, 1)
         # Like token embeddings: the sum of F of them has the variance of one.
         self.weight = nn.Parameter(torch.randn(int(counts.sum()), dim) * (dim * len(counts)) ** -0.5)
 
@@ -105,7 +108,7 @@ class SoftPrefix(nn.Module):
 
     def __init__(self, lm: nn.Module, code_dim: int, *, embedding: FactorEmbedding | None = None) -> None:
         super().__init__()
-        code_dim = checked_count("code_dim", code_dim)
+        code_dim = whole("code_dim", code_dim, 1)
         if embedding is not None and not isinstance(embedding, FactorEmbedding):
             raise InputError("embedding", type(embedding).__name__, "a FactorEmbedding, or None")
         if embedding is not None and embedding.dim != code_dim:
@@ -192,7 +195,7 @@ class ExactConditional:
     """The exact p(x_{t+1} | x_<=t, theta) of hidden Markov models: what a conditional predictor learns at best.
 
     `env` has `initial` (states,), `transitions` (U, states, states) and `emissions` (W, states, vocab).  A code is a
-    task id u * W + w, (..., 1), or the factors that `env.factors_to_task` reads.  Float64.  After a token that is
+    task id u * W + w, (..., 1), or the factors of a MetaHMM's task.  Float64.  After a token that is
     impossible under a code nothing is predicted: -inf for every token, which is also the log-likelihood there.
 
     >>> from commissure.metahmm import MetaHMM
@@ -201,8 +204,8 @@ class ExactConditional:
     torch.Size([1, 2, 3])
     """
 
-    def __init__(self, env: Family) -> None:
-        if not isinstance(env, Family):
+    def __init__(self, env: TaskFamily) -> None:
+        if not isinstance(env, TaskFamily):
             raise InputError("env", type(env).__name__, "a MetaHMM, or what has initial, transitions and emissions")
         self.env, self.vocab = env, env.emissions.shape[-1]
 
@@ -221,8 +224,10 @@ class ExactConditional:
         n_emissions = len(self.env.emissions)
         if codes.shape[1] == 1:
             task = checked_tensor("codes", codes[:, 0], ("rows",), below=len(self.env.transitions) * n_emissions)
-        else:
+        elif isinstance(self.env, MetaHMM):
             task = self.env.factors_to_task(codes)
+        else:
+            raise InputError("codes", tuple(codes.shape), "task ids, (..., 1)", "only a MetaHMM names factors")
         state = BeliefState(self.env.initial.expand(len(task), -1), task // n_emissions, task % n_emissions)
         predictions = [self._predict(state)]
         for token in tokens.unbind(1):
@@ -244,23 +249,3 @@ class ExactConditional:
 
     def _predict(self, state: BeliefState) -> Float[Tensor, "rows vocab"]:
         return torch.einsum("ns,nsv->nv", state.belief, self.env.emissions[state.emission]).log()
-
-
-@runtime_checkable
-class Family(Protocol):
-    """Hidden Markov models that share an initial distribution and two tables of matrices."""
-
-    @property
-    def initial(self) -> Tensor:
-        """(states,)."""
-
-    @property
-    def transitions(self) -> Tensor:
-        """(U, states, states)."""
-
-    @property
-    def emissions(self) -> Tensor:
-        """(W, states, vocab)."""
-
-    def factors_to_task(self, factors: Tensor) -> Tensor:
-        """Task ids (n,) of factors (n, n_factors)."""

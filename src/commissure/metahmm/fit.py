@@ -37,7 +37,8 @@ from commissure.core.rng import generator, isolated, spawn
 from commissure.metahmm.backbones import backbone
 from commissure.metahmm.conditional import SoftPrefix, pooled_codes
 from commissure.metahmm.environment import MetaHMM
-from commissure.metahmm.predictor_inputs import checked_count, checked_environment
+from commissure.metahmm.inputs import whole
+from commissure.metahmm.predictor_inputs import checked_environment
 from commissure.metahmm.samplers import FactorPosterior, LatentFlow
 from commissure.nn.names import ROTARY, MixerFactory
 from commissure.nn.stack import Stack
@@ -118,7 +119,7 @@ class ContextCodes:
     def __init__(self, env: MetaHMM, lm: nn.Module, *, length: int = 100) -> None:
         self.env = checked_environment(env)
         _check_vocab(lm, env, exactly=False)
-        self.lm, self.length = copy.deepcopy(lm).eval(), checked_count("length", length)
+        self.lm, self.length = copy.deepcopy(lm).eval(), whole("length", length, 1)
         weights = hashlib.sha256()
         for tensor in lm.state_dict().values():
             weights.update(tensor.detach().cpu().float().numpy().tobytes())
@@ -143,7 +144,7 @@ def implicit_stack(size: str, *, vocab: int, mixer: str | MixerFactory = "attent
     >>> sum(p.numel() for p in implicit_stack("1.1m", vocab=50).parameters())
     1065216
     """
-    vocab = checked_count("vocab", vocab)
+    vocab = whole("vocab", vocab, 1)
     if size not in _SIZES:
         raise InputError("size", size, f"one of {', '.join(_SIZES)}")
     if not isinstance(mixer, str) and not callable(mixer):

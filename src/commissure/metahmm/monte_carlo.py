@@ -26,8 +26,9 @@ from commissure.core.rng import spawn
 from commissure.metahmm.backbones import flops_per_token
 from commissure.metahmm.conditional import ConditionalPredictor
 from commissure.metahmm.divergence import SequencePredictor
+from commissure.metahmm.inputs import whole
 from commissure.metahmm.particles import filter_particles, mixture
-from commissure.metahmm.predictor_inputs import checked_count, checked_tensor
+from commissure.metahmm.predictor_inputs import checked_tensor
 from commissure.metahmm.samplers import Proposal, TaskSampler
 
 __all__ = ["EntropyGate", "MonteCarloOutput", "MonteCarloPredictor"]
@@ -105,7 +106,7 @@ class MonteCarloPredictor:
             raise InputError("conditional", type(conditional).__name__, "a SoftPrefix or another ConditionalPredictor")
         if not isinstance(sampler, TaskSampler):
             raise InputError("sampler", type(sampler).__name__, "a FactorPosterior or another TaskSampler")
-        n_samples = checked_count("n_samples", n_samples)
+        n_samples = whole("n_samples", n_samples, 1)
         if weighting not in WEIGHTINGS:
             raise InputError("weighting", weighting, f"one of {', '.join(WEIGHTINGS)}")
         if (gate is None) != (fallback is None):
@@ -125,7 +126,7 @@ class MonteCarloPredictor:
 
     def from_row(self, row: int) -> MonteCarloPredictor:
         """The predictor for sequences from the `row`-th on: row 0's is itself, others draw other numbers."""
-        row = checked_count("row", row, at_least=0)
+        row = whole("row", row, 0)
         return self if row == 0 else self.having(seed=spawn(self.seed, "from row", row))
 
     def having(

@@ -1,4 +1,4 @@
-"""What the predictors and samplers accept: counts, sizes, tensors of integers and of real numbers."""
+"""What the predictors and samplers accept: sizes, an environment, tensors of integers and of real numbers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,9 @@ from torch import Tensor
 
 from commissure.core.errors import InputError
 from commissure.metahmm.environment import MetaHMM
+from commissure.metahmm.inputs import whole
 
-__all__ = ["checked_count", "checked_counts", "checked_environment", "checked_tensor"]
-
-
-def checked_count(argument: str, value: int, *, at_least: int = 1) -> int:
-    """`value` as Python's own integer; a bool is none."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < at_least:
-        raise InputError(argument, value, f"an integer >= {at_least}")
-    return int(value)
+__all__ = ["checked_counts", "checked_environment", "checked_tensor"]
 
 
 def checked_counts(argument: str, values: Sequence[int]) -> tuple[int, ...]:
@@ -31,7 +25,7 @@ def checked_counts(argument: str, values: Sequence[int]) -> tuple[int, ...]:
     """
     if not isinstance(values, (list, tuple, range, np.ndarray)) or not len(values):
         raise InputError(argument, values, "a sequence of integers >= 1, not empty")
-    return tuple(checked_count(f"{argument}[{i}]", value) for i, value in enumerate(values))
+    return tuple(whole(f"{argument}[{i}]", value, 1) for i, value in enumerate(values))
 
 
 def checked_environment(env: MetaHMM) -> MetaHMM:

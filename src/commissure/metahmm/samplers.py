@@ -25,7 +25,8 @@ from commissure.core.errors import InputError
 from commissure.core.rng import torch_generator
 from commissure.metahmm.backbones import backbone
 from commissure.metahmm.conditional import FactorEmbedding, hidden_states
-from commissure.metahmm.predictor_inputs import checked_count, checked_counts, checked_tensor
+from commissure.metahmm.inputs import whole
+from commissure.metahmm.predictor_inputs import checked_counts, checked_tensor
 
 __all__ = ["FactorPosterior", "LatentFlow", "OraclePosterior", "Proposal", "TablePosterior", "TaskSampler"]
 
@@ -275,9 +276,9 @@ class LatentFlow(nn.Module):
         self, lm: nn.Module, code_dim: int, *, layers: int = 4, components: int = 16, width: int = 128
     ) -> None:
         super().__init__()
-        code_dim = checked_count("code_dim", code_dim, at_least=2)  # a coupling layer splits the code
-        layers, width = checked_count("layers", layers), checked_count("width", width)
-        components, dim = checked_count("components", components), backbone(lm).dim
+        code_dim = whole("code_dim", code_dim, 2)  # a coupling layer splits the code
+        layers, width = whole("layers", layers, 1), whole("width", width, 1)
+        components, dim = whole("components", components, 1), backbone(lm).dim
         self.lm = copy.deepcopy(lm).requires_grad_(False).eval()
         self.code_dim, self.components = code_dim, components
         self.register_buffer("mean", torch.zeros(code_dim))
@@ -439,7 +440,7 @@ def _uniform(
     positions: Int[Tensor, " positions"], batch: int, *shape: int, seed: int
 ) -> Float[Tensor, "batch positions *shape"]:
     """Numbers in [0, 1), those of a position the same whichever others are drawn with it."""
-    checked_count("n", shape[0])
+    whole("n", shape[0], 1)
     device = positions.device
     drawn = [
         torch.rand(

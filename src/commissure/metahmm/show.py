@@ -16,8 +16,9 @@ from torch import Tensor
 from commissure.core.rng import generator
 from commissure.metahmm.divergence import DivergenceRow
 from commissure.metahmm.environment import MetaHMM
+from commissure.metahmm.inputs import whole
 from commissure.metahmm.oracle import BayesOracle
-from commissure.metahmm.predictor_inputs import checked_count, checked_environment
+from commissure.metahmm.predictor_inputs import checked_environment
 
 __all__ = ["Ambiguity", "Facts", "ambiguity", "draw", "facts"]
 
@@ -90,7 +91,7 @@ def ambiguity(
     (4.159, 2)
     """
     checked_environment(env)
-    n_sequences, length = checked_count("n_sequences", n_sequences), checked_count("length", length)
+    n_sequences, length = whole("n_sequences", n_sequences, 1), whole("length", length, 1)
     tasks = torch.from_numpy(generator(seed, "show").integers(env.n_tasks, size=n_sequences))
     tokens = env.sample(tasks, length, seed=seed).tokens
     entropy = BayesOracle(env, prune=prune)(tokens).task_entropy

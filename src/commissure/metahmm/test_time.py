@@ -18,8 +18,9 @@ from torch import Tensor
 from commissure.core.errors import InputError
 from commissure.core.stats import Interval
 from commissure.metahmm.divergence import Oracle, OracleOutput, evaluate_divergence
+from commissure.metahmm.inputs import whole
 from commissure.metahmm.monte_carlo import MonteCarloPredictor, Weighting
-from commissure.metahmm.predictor_inputs import checked_count, checked_counts, checked_tensor
+from commissure.metahmm.predictor_inputs import checked_counts, checked_tensor
 
 __all__ = ["ComputeRow", "compute_curve"]
 
@@ -80,7 +81,7 @@ def compute_curve(
         raise InputError("oracle", type(oracle).__name__, "a BayesOracle")
     if weightings is not None and (not isinstance(weightings, (list, tuple)) or not weightings):
         raise InputError("weightings", weightings, "a sequence of weightings, or None")
-    tokens, batch_size = checked_tensor("tokens", tokens, ("batch", "time")), checked_count("batch_size", batch_size)
+    tokens, batch_size = checked_tensor("tokens", tokens, ("batch", "time")), whole("batch_size", batch_size, 1)
     remembered = _Remembered(oracle)
     rows = []
     for weighting in (predictor.weighting,) if weightings is None else weightings:
