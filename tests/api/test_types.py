@@ -34,7 +34,7 @@ def _main() -> None:
         import commissure.native.possm
         import commissure.nn  # noqa: F401
         from commissure.mesa import inspect, set_test_time_compute, to_fla  # noqa: F401 (names load on first use)
-        from commissure.metahmm import Trained, bench, compute_curve, fit, show  # noqa: F401 (Trained loads every module)
+        from commissure.metahmm import Trained, bench, fit, show  # noqa: F401 (Trained loads every module)
     for part in (_refused, _mixers, _mesa, _tasks, _metahmm, _baselines, _possm_and_streams, _spine):
         part()
 
@@ -171,11 +171,11 @@ def _metahmm() -> None:
         SoftPrefix,
         Trained,
         bench,
+        compute_curve,
         evaluate_divergence,
         load_part,
         save_part,
     )
-    from commissure.metahmm.compute_curve import compute_curve
     from commissure.metahmm.fit import ContextCodes, FitConfig, fit, implicit_stack
     from commissure.metahmm.sample import sample_reference
     from commissure.metahmm.show import ambiguity, facts

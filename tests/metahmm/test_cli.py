@@ -20,7 +20,7 @@ from commissure.cli import main
 from commissure.core.errors import InputError
 from commissure.metahmm import BayesOracle, MetaHMM, Setting, Trained, evaluate_divergence
 from commissure.metahmm.fit import FitConfig, fit, implicit_stack
-from commissure.nn import Stack
+from commissure.nn import GRU, Stack
 
 TINY = ["--preset", "tiny", "--seed", "3", "--mixer", "gru", "--set", "batch_size=4", "length=6"]
 
@@ -197,6 +197,20 @@ def test_a_model_is_refused_where_its_environment_is_drawn_differently(tmp_path:
     with pytest.raises(InputError, match="000000000000"):
         Trained.load(path)
     assert Stack.load(path).config.vocab == 6
+
+
+def test_only_what_can_be_loaded_is_saved(tmp_path: Path) -> None:
+    setting, other = Setting.from_preset("tiny", seed=0), Setting.from_preset("tiny", seed=1)
+    env = setting.environment()
+    for model, given, named in (
+        (Stack(["gru"], 4, vocab=7), setting, "vocab"),
+        (Stack([lambda dim: GRU(dim)], 4, vocab=6), setting, "mixers are named"),
+        (torch.nn.Linear(2, 2), setting, "model"),
+        (Stack(["gru"], 4, vocab=6), other, "setting"),
+    ):
+        with pytest.raises(InputError, match=named):
+            Trained(model, given, env).save(tmp_path / "model")  # type: ignore[arg-type]
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(

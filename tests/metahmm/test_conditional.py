@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from commissure.core.errors import DegenerateError, InputError
+from commissure.core.errors import InputError
 from commissure.core.mixer import select
 from commissure.core.rng import isolated, torch_generator
+from commissure.metahmm import MetaHMM, MetaHMMConfig
 from commissure.metahmm.backbones import CausalLM, backbone, flops_per_token
 from commissure.metahmm.conditional import ExactConditional, FactorEmbedding, SoftPrefix, hidden_states, pooled_codes
 from commissure.metahmm.monte_carlo import MonteCarloPredictor
@@ -153,13 +153,25 @@ def test_predictions_are_causal(name: str) -> None:
     assert not torch.allclose(before[:, :, 4:], after[:, :, 4:])
 
 
-@pytest.mark.parametrize("weighting", ["plain", "importance", "smc"])
-def test_a_hugging_face_model_in_every_weighting(weighting: Any) -> None:
-    model = randomized(conditional("llama"))
+@pytest.mark.parametrize(
+    ("name", "weighting"),
+    [(name, w) for name in ("llama", "gpt2", "gru", "mesanet") for w in ("plain", "importance", "smc")][:-1],
+)
+def test_every_weighting_on_every_kind_of_model(name: str, weighting: Any) -> None:
+    """Oracle 13: codes that are ignored leave the base model; others do not, and what comes out is a distribution.
+
+    MesaNet's Hugging Face form does not stream, so that it has no particles.
+    """
+    model = conditional(name)
     with isolated(4, "flow"):
-        sampler = LatentFlow(copy.deepcopy(model.lm), CODE, width=8).double()
-    out = MonteCarloPredictor(model, sampler, n_samples=3, weighting=weighting)(TOKENS)
-    torch.testing.assert_close(out.log_probs.exp().sum(-1), torch.ones(3, 7, dtype=torch.float64))
+        sampler = LatentFlow(model.lm, CODE, width=8).double()
+    predictor = MonteCarloPredictor(model, sampler, n_samples=3, weighting=weighting)
+    base = base_log_probs(model.lm, TOKENS)
+    torch.testing.assert_close(predictor.log_probs(TOKENS), base, rtol=0, atol=1e-10)
+    randomized(model)
+    heard = predictor.log_probs(TOKENS)
+    assert float((heard - base).abs().amax()) > 1e-3
+    torch.testing.assert_close(heard.exp().sum(-1), torch.ones(3, 7, dtype=torch.float64))
 
 
 def test_gradients_reach_the_code_the_embedding_and_the_model() -> None:
@@ -241,7 +253,7 @@ def test_exact_conditionals_enumerate_state_paths() -> None:
     torch.testing.assert_close(by_factors, log_probs, rtol=0, atol=0)
 
 
-def test_exact_conditionals_stream_and_refuse_the_impossible() -> None:
+def test_exact_conditionals_stream() -> None:
     env = dense.small_environment()
     exact, tokens = ExactConditional(env), dense.sequences(env, 2, 6)
     codes = torch.tensor([[3], [9]])
@@ -252,27 +264,91 @@ def test_exact_conditionals_stream_and_refuse_the_impossible() -> None:
         log_probs, state = exact.step(tokens[[1, 0, 1], t], state)
         torch.testing.assert_close(log_probs, whole[[1, 0, 1], t + 1], rtol=0, atol=1e-12)
 
-    class Silent:
-        initial, transitions = env.initial, env.transitions
-        emissions = torch.eye(6, dtype=torch.float64)[:1].expand(1, 4, 6)
 
-        def factors_to_task(self, factors: Tensor) -> Tensor:
-            return factors[:, 0]
+def test_an_impossible_token_leaves_no_prediction() -> None:
+    """Not one of NaN: its log-likelihood is -inf from there, and other rows know nothing of it."""
+    env = MetaHMM(MetaHMMConfig.from_preset("tiny").model_copy(update={"emission_noise": 0.0}), seed=0)
+    exact, tokens = ExactConditional(env), torch.cartesian_prod(*[torch.arange(6)] * 3)
+    log_probs, state = exact.prefill(tokens, torch.zeros(216, 1, dtype=torch.int64))
+    log_lik = log_probs[:, :-1].gather(-1, tokens[..., None])[..., 0].cumsum(1)
+    torch.testing.assert_close(log_lik[:, -1].exp().sum(), torch.ones((), dtype=torch.float64))
+    lost = log_lik == -torch.inf
+    assert 0 < int(lost[:, 0].sum()) < int(lost[:, 2].sum()) < 216
+    assert bool((log_probs[:, 1:][lost] == -torch.inf).all())
+    left = log_probs[:, 1:][~lost].exp().sum(-1)
+    torch.testing.assert_close(left, torch.ones_like(left))
+    alone, _ = exact.prefill(tokens[~lost[:, 2]], torch.zeros(int((~lost[:, 2]).sum()), 1, dtype=torch.int64))
+    assert torch.equal(alone, log_probs[~lost[:, 2]])
+    again, _ = exact.step(tokens[:, 0], state)
+    assert bool((again[lost[:, 2]] == -torch.inf).all()), "an impossible past stays impossible"
 
-    with pytest.raises(DegenerateError, match="probability zero"):
-        ExactConditional(Silent()).prefill(torch.tensor([[1]]), torch.tensor([[0]]))
+
+TASKS = torch.arange(12).view(3, 4, 1)
+READERS: dict[str, Any] = {
+    "prefix": lambda tokens: randomized(conditional("gru")).log_probs(tokens, CODES),
+    "exact": lambda tokens: ExactConditional(dense.small_environment()).log_probs(tokens, TASKS),
+    "hidden": lambda tokens: hidden_states(language_model("gru"), tokens),
+    "stack": lambda tokens: backbone(language_model("gru")).log_probs(tokens),
+    "llama": lambda tokens: backbone(language_model("llama")).log_probs(tokens),
+    "predictor": lambda tokens: MonteCarloPredictor(
+        conditional("gru"), LatentFlow(language_model("gru"), CODE, width=8).double(), n_samples=2
+    )(tokens),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_tokens_are_integers_of_any_width_within_the_vocabulary(name: str) -> None:
+    reader, tokens = READERS[name], TOKENS % 6
+    with isolated(0, "reader"):
+        expected = reader(tokens)
+    for dtype in (torch.int32, torch.uint8):
+        with isolated(0, "reader"):
+            found = reader(tokens.to(dtype))
+        assert all(map(torch.equal, *((x,) if isinstance(x, Tensor) else x for x in (found, expected))))
+    wrong = tokens.tolist(), tokens.numpy(), None, tokens.double(), tokens.bool(), tokens[0], tokens[None]
+    for given in (*wrong, tokens - 6, tokens + VOCAB):
+        with pytest.raises(InputError, match="tokens"):
+            reader(given)
+
+
+@pytest.mark.parametrize("codes", [TASKS.tolist(), TASKS.double(), TASKS[0], TASKS[:, :0], TASKS[:2], TASKS - 1])
+def test_codes_of_tasks_are_checked(codes: Any) -> None:
+    exact = ExactConditional(dense.small_environment())
+    for wrong in (codes, TASKS + 5, TASKS.expand(-1, -1, 2)):
+        with pytest.raises(InputError, match=r"codes|factors"):
+            exact.log_probs(TOKENS % 6, wrong)
+    with pytest.raises(InputError, match="tokens"):
+        exact.step(TOKENS[:2, 0] % 6, exact.prefill(TOKENS % 6, TASKS[:, 0])[1])
 
 
 def test_refusals() -> None:
     lm = language_model("gru")
+    for wrong in (2.0, True, 0, -1, "3", None):
+        with pytest.raises(InputError, match="code_dim"):
+            SoftPrefix(lm, wrong)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="dim"):
+            FactorEmbedding((2,), wrong)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"sizes\[1\]"):
+            FactorEmbedding((2, wrong), 3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="sizes"):
+        FactorEmbedding(5, 3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="embedding"):
+        SoftPrefix(lm, 3, embedding=lm)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="env"):
+        ExactConditional(lm)  # type: ignore[arg-type]
+    for codes in (CODES.numpy(), CODES[0], CODES * torch.nan, CODES[:, :0]):
+        with pytest.raises(InputError, match="codes"):
+            SoftPrefix(lm, 3).log_probs(TOKENS, codes)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="code_dim"):
         SoftPrefix(lm, 3, embedding=FactorEmbedding((2,), 4))
     with pytest.raises(InputError, match="codes"):
         SoftPrefix(lm, 3).log_probs(TOKENS, CODES[..., :2])
     with pytest.raises(InputError, match="codes"):
         SoftPrefix(lm, 3).log_probs(TOKENS, CODES.long())
-    with pytest.raises(InputError, match="tokens, codes"):
+    with pytest.raises(InputError, match="batch = 2"):
         SoftPrefix(lm, 3).log_probs(TOKENS[:2], CODES)
+    with pytest.raises(InputError, match="one code for each of 3 rows"):
+        SoftPrefix(lm, 3).prefill(TOKENS, CODES[:1, 0])
     with pytest.raises(InputError, match="start token"):
         backbone(Stack(["gru"], 8))
     with pytest.raises(InputError, match="lm"):

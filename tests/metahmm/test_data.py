@@ -114,6 +114,8 @@ def test_ranks_come_from_torchrun_or_from_the_process_group(monkeypatch: pytest.
         ({"task_ids": [64]}, "task_ids = 64"),
         ({"task_ids": [1], "switch_at": 2}, "two tasks at least"),
         ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"rank": 0.5, "n_ranks": 2}, "rank"),
         ({"length": 0}, "length"),
         ({"switch_at": -1}, "switch_at"),
         ({"start": -1}, "start"),
@@ -126,3 +128,11 @@ def test_ranks_come_from_torchrun_or_from_the_process_group(monkeypatch: pytest.
 def test_bad_input_is_refused_when_the_dataset_is_made(options: dict[str, object], named: str) -> None:
     with pytest.raises(InputError, match=named):
         _dataset(**options)
+
+
+def test_what_is_no_environment_and_no_number_is_refused() -> None:
+    with pytest.raises(InputError, match="env = 'str'"):
+        SequenceDataset("e64", batch_size=3, length=8, seed=0)
+    for index in (-1, 0.5):
+        with pytest.raises(InputError, match="index"):
+            _dataset().batch(index)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from commissure.core.errors import InputError
 from commissure.metahmm import MetaHMM
+from commissure.metahmm.backbones import backbone
 from commissure.metahmm.divergence import evaluate_divergence, pointwise_divergence
 from commissure.metahmm.oracle import BayesOracle
 
@@ -186,6 +187,54 @@ def test_refusals() -> None:
         evaluate_divergence(ORACLE, TOKENS[0], oracle=ORACLE)
     with pytest.raises(InputError, match="batch_size"):
         evaluate_divergence(ORACLE, TOKENS, oracle=ORACLE, batch_size=0)
+
+
+def test_what_is_no_predictor_no_oracle_or_no_batch_is_named() -> None:
+    class Scores:
+        """Logits."""
+
+        def log_probs(self, tokens: Tensor) -> Tensor:
+            return ORACLE.log_probs(tokens) + 1
+
+    class Listed:
+        def log_probs(self, tokens: Tensor) -> list:
+            return ORACLE.log_probs(tokens).tolist()
+
+    for bad in (Scores(), Listed()):
+        with pytest.raises(InputError, match=r"predictor\.log_probs"):
+            evaluate_divergence(bad, TOKENS, oracle=ORACLE)
+    for bad in (None, torch.nn.Linear(2, 2), lambda tokens: tokens):
+        with pytest.raises(InputError, match=r"log_probs|lm = "):
+            evaluate_divergence(bad, TOKENS, oracle=ORACLE)
+    with pytest.raises(InputError, match=r"BayesOracle\(env\)"):
+        evaluate_divergence(ORACLE, TOKENS, oracle=ENV)
+    with pytest.raises(InputError, match=r"pass tokens=batch\.tokens"):
+        evaluate_divergence(ORACLE, ENV.sample([0, 1], 3, seed=0), oracle=ORACLE)
+    for edges in (3, ["a", "b"], (0.0, math.nan, 1.0)):
+        with pytest.raises(InputError, match="entropy_edges"):
+            evaluate_divergence(ORACLE, TOKENS, oracle=ORACLE, entropy_edges=edges)
+    for batch_size in (2.5, True, -1):
+        with pytest.raises(InputError, match="batch_size"):
+            evaluate_divergence(ORACLE, TOKENS, oracle=ORACLE, batch_size=batch_size)
+
+
+def test_arrays_and_lists() -> None:
+    want = evaluate_divergence(Smoothed(), TOKENS, oracle=ORACLE, n_resamples=100)
+    for tokens in (TOKENS.numpy(), TOKENS.tolist(), TOKENS.int()):
+        found = evaluate_divergence(Smoothed(), tokens, oracle=ORACLE, n_resamples=100, lengths=[9] * len(TOKENS))
+        assert found.overall == want.overall
+
+
+def test_a_hugging_face_model_needs_no_wrapper() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=6, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=None
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    want = pointwise_divergence(backbone(model), TOKENS, oracle=ORACLE)
+    found = pointwise_divergence(model, TOKENS, oracle=ORACLE)
+    assert torch.equal(found.divergence, want.divergence)
+    assert bool(found.divergence.isfinite().all())
 
 
 def test_no_prediction_is_lost_where_the_posterior_has_settled() -> None:

@@ -204,6 +204,12 @@ def test_bad_environments() -> None:
         MetaHMM.from_preset("big", seed=0)
     with pytest.raises(InputError, match="variant"):
         MetaHMM.from_preset("tiny", seed=0, variant="fixed")
+    with pytest.raises(InputError, match="config"):
+        MetaHMM({"n_states": 4}, seed=0)
+    for name in (3, ["tiny"], None):
+        with pytest.raises(InputError, match="name"):
+            MetaHMM.from_preset(name, seed=0)
+    assert MetaHMM.from_preset("tiny", seed=np.int64(3)).digest == MetaHMM.from_preset("tiny", seed=3).digest
     for seed in (-1, True, 0.5):
         with pytest.raises(InputError, match="seed"):
             MetaHMM.from_preset("tiny", seed=seed)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from commissure.core.errors import InputError
+from commissure.core.rng import generator
 from commissure.metahmm import MetaHMM, Split
 from commissure.metahmm.factors import FactorSpace
 
@@ -85,9 +86,9 @@ def test_bad_factors() -> None:
             SPACE.to_factors(ids)
     with pytest.raises(InputError, match="integers"):
         SPACE.to_factors([1.5])
-    with pytest.raises(InputError, match="integers"):
+    with pytest.raises(InputError, match=r"ids = \['a'\]: expected numbers"):
         SPACE.to_factors(["a"])
-    with pytest.raises(InputError, match="one dimension"):
+    with pytest.raises(InputError, match=r"ids = .*axes \(n\)"):
         SPACE.to_factors(3)
     with pytest.raises(InputError, match="a, b, c, d"):
         SPACE.to_ids([[0, 0, 0]])
@@ -96,11 +97,32 @@ def test_bad_factors() -> None:
     assert SPACE.to_factors([]).shape == (0, 4)
 
 
+def test_training_tasks_show_every_value() -> None:
+    """Validation tasks drawn without a look at the values would often leave one out of training."""
+    few = FactorSpace({"a": 3, "b": 2})
+    drawn_freely = 0
+    for seed in range(40):
+        for n_val, n_pairs in ((2, 1), (3, 0)):
+            split = few.split(n_val, seed=seed, n_held_out_pairs=n_pairs)
+            _check_partition(split, 6)
+            assert len(split.val) == n_val
+            assert [len(column.unique()) for column in few.to_factors(split.train).T] == [3, 2]
+        order = generator(seed, "metahmm split").permutation(6)
+        drawn_freely += sorted(order[:3].tolist()) == split.val.tolist()
+    assert 0 < drawn_freely < 40
+    with pytest.raises(InputError, match="n_val = 4: expected 0 to 3: training needs 3 tasks"):
+        few.split(4, seed=0)
+
+
 def test_bad_splits() -> None:
-    for n_val in (-1, 24):
+    for n_val in (-1, 24, 21, 2.5, True):
         with pytest.raises(InputError, match="n_val"):
             SPACE.split(n_val, seed=0)
-    with pytest.raises(InputError, match="n_held_out_pairs"):
-        SPACE.split(1, seed=0, n_held_out_pairs=-1)
+    for n_pairs in (-1, 1.0, False):
+        with pytest.raises(InputError, match="n_held_out_pairs"):
+            SPACE.split(1, seed=0, n_held_out_pairs=n_pairs)
+    for size in (0, 2.5):
+        with pytest.raises(InputError, match=r"factors\['a'\]"):
+            FactorSpace({"a": size})
     with pytest.raises(InputError, match="every value stays seen"):
         SPACE.split(1, seed=0, n_held_out_pairs=100)

@@ -154,6 +154,42 @@ def test_only_the_given_tasks_are_drawn() -> None:
     assert not torch.equal(seen[0], seen[1])
 
 
+def test_tasks_are_ids_in_any_form() -> None:
+    losses = {
+        fit(tiny_stack(), ENV, tasks=tasks, config=QUICK).losses  # type: ignore[arg-type]
+        for tasks in ([3, 5], (3, 5), torch.tensor([3, 5]), torch.tensor([3, 5]).int(), torch.tensor([3, 5]).numpy())
+    }
+    assert len(losses) == 1
+
+
+@pytest.mark.parametrize("vocab", [ENV.n_obs - 1, ENV.n_obs + 1])
+def test_a_predictor_has_the_environment_s_tokens(vocab: int) -> None:
+    other = Stack(["gru"], 8, vocab=vocab)
+    embedding = FactorEmbedding(ENV.factor_sizes, 4)
+    for model in (other, SoftPrefix(other, 4, embedding=embedding)):
+        with pytest.raises(InputError, match="n_obs = 6"):
+            fit(model, ENV, config=QUICK)
+    readers: tuple[Any, ...] = (
+        lambda: fit(FactorPosterior(other, ENV.factor_sizes), ENV, config=QUICK),
+        lambda: ContextCodes(ENV, other, length=2)(torch.arange(2), seed=0),
+    )
+    for read in readers:  # what only reads tokens may know more of them
+        if vocab > ENV.n_obs:
+            read()
+        else:
+            with pytest.raises(InputError, match="n_obs = 6"):
+                read()
+
+
+def test_context_codes_do_not_change_with_the_model() -> None:
+    lm = tiny_stack().train()
+    codes, tasks = ContextCodes(ENV, lm, length=9), torch.arange(6)
+    before = codes(tasks, seed=4)
+    fit(lm, ENV, config=QUICK)
+    assert torch.equal(codes(tasks, seed=4), before)
+    assert not torch.equal(ContextCodes(ENV, lm, length=9)(tasks, seed=4), before)
+
+
 def test_context_codes_come_from_another_sequence_of_the_task() -> None:
     lm = tiny_stack()
     codes, tasks = ContextCodes(ENV, lm, length=9), torch.arange(6)
@@ -193,10 +229,22 @@ def test_refusals() -> None:
         implicit_stack("big", vocab=5)
     with pytest.raises(InputError, match="codes"):
         fit(tiny_stack(), ENV, codes=KnownFactors(ENV), config=QUICK)
-    with pytest.raises(InputError, match="tasks"):
-        fit(tiny_stack(), ENV, tasks=torch.tensor([], dtype=torch.int64), config=QUICK)
-    with pytest.raises(InputError, match="length"):
-        ContextCodes(ENV, tiny_stack(), length=0)
+    for tasks in ([], [16], [-1], [1.0], [True], [[1]], 3, "ab"):
+        with pytest.raises(InputError, match="tasks"):
+            fit(tiny_stack(), ENV, tasks=tasks, config=QUICK)  # type: ignore[arg-type]
+    for length in (0, 2.0, True, None):
+        with pytest.raises(InputError, match="length"):
+            ContextCodes(ENV, tiny_stack(), length=length)  # type: ignore[arg-type]
+    for name in ("config", "codes", "checkpoint"):
+        with pytest.raises(InputError, match=name):
+            fit(conditional(), ENV, **{name: {}})  # type: ignore[arg-type]
+    for act in (KnownFactors, lambda env: ContextCodes(env, tiny_stack()), lambda env: fit(tiny_stack(), env)):
+        with pytest.raises(InputError, match="env"):
+            act(tiny_stack())  # type: ignore[arg-type, operator]
+    with pytest.raises(InputError, match="vocab"):
+        implicit_stack("cpu", vocab=0)
+    with pytest.raises(InputError, match="mixer"):
+        implicit_stack("cpu", vocab=5, mixer=5)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="lm"):
         fit(nn.Linear(2, 2), ENV, config=QUICK)
     with pytest.raises(InputError, match=r"FitConfig\.keep"):

@@ -147,10 +147,11 @@ def test_enumeration_with_importance_weights_is_the_oracle() -> None:
     torch.testing.assert_close(plain.exp(), uniform, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("wrong", [WRONG, torch.full((N,), 1 / N, dtype=torch.float64)], ids=["skewed", "uniform"])
 @pytest.mark.parametrize("weighting", ["importance", "smc"])
-def test_a_wrong_sampler_is_corrected(weighting: Weighting) -> None:
-    """Divergence falls as 1/K to nothing; the plain average keeps q's bias at any K."""
-    sampler = dense.DensePosterior(ORACLE, WRONG)
+def test_a_wrong_sampler_is_corrected(weighting: Weighting, wrong: Tensor) -> None:
+    """Oracle 12: divergence falls as 1/K to nothing; the plain average keeps q's bias at any K."""
+    sampler = dense.DensePosterior(ORACLE, wrong)
     few, many = (mean_divergence(predictor(n, weighting, sampler)) for n in (50, 5000))
     plain_few, plain_many = (mean_divergence(predictor(n, "plain", sampler)) for n in (50, 5000))
     assert many < 1e-3
@@ -346,9 +347,86 @@ def test_flops_count_decoded_codes_and_the_sampler() -> None:
     assert predictor(3).flops_per_token(predictor(3)(TOKENS)) == 0, "an exact conditional and the oracle are no modules"
 
 
+class Sparse:
+    """Four tasks with tokens of their own, so that most codes exclude most sequences."""
+
+    initial = torch.tensor([0.75, 0.25], dtype=torch.float64)
+    transitions = torch.tensor([[[0.5, 0.5], [1.0, 0.0]], [[0.0, 1.0], [0.5, 0.5]]], dtype=torch.float64)
+    emissions = torch.tensor([[[0.5, 0.5, 0.0], [0.5, 0.0, 0.5]], [[1.0, 0.0, 0.0], [0.2, 0.0, 0.8]]]).double()
+
+
+class Always:
+    """q never looks: these log-probabilities at every position."""
+
+    def __init__(self, *log_probs: float) -> None:
+        self.log_probs = torch.tensor(log_probs, dtype=torch.float64)
+
+    def propose(self, tokens: Tensor) -> TablePosterior:
+        return TablePosterior(self.log_probs.expand(len(tokens), tokens.shape[1] + 1, -1))
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_codes_that_exclude_the_tokens_weigh_nothing(weighting: Weighting) -> None:
+    """Most of what a uniform q draws is impossible after three tokens; the oracle drops the same tasks."""
+    family, tokens = Sparse(), torch.tensor([[0, 1, 0, 1], [0, 2, 2, 0], [1, 2, 1, 0]])
+    exact, oracle = ExactConditional(family), BayesOracle(family)
+    each = exact.log_probs(tokens, torch.arange(4)[None, :, None].expand(3, -1, -1))
+    seen = each[:, :, :-1].gather(-1, tokens[:, None, :, None].expand(-1, 4, -1, 1))[..., 0].cumsum(-1)
+    assert bool(((seen[..., -1] == -math.inf).sum(1) > 0).all()), "each row excludes a task"
+    model = MonteCarloPredictor(exact, Always(*[-math.log(4)] * 4), n_samples=4000, weighting=weighting)
+    out = model(tokens)
+    expected = oracle.log_probs(tokens)
+    if weighting == "plain":
+        allowed = (torch.nn.functional.pad(seen, (1, 0)) > -math.inf).double()[..., None]
+        expected = ((each.exp() * allowed).sum(1) / allowed.sum(1)).log()
+    torch.testing.assert_close(out.log_probs.exp(), expected.exp(), rtol=0, atol=0.04)
+    torch.testing.assert_close(out.log_probs.exp().sum(-1), torch.ones(3, 5, dtype=torch.float64))
+    assert bool(out.ess.isfinite().all())
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_where_every_code_is_impossible_it_says_so(weighting: Weighting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("commissure.metahmm.monte_carlo._CELLS", 1)  # a row at a time
+    model = MonteCarloPredictor(
+        ExactConditional(Sparse()), Always(0, *[-math.inf] * 3), n_samples=5, weighting=weighting
+    )
+    assert bool(model.log_probs(torch.tensor([[0, 1, 0, 0], [0, 0, 1, 0]])).exp().isfinite().all())
+    with pytest.raises(DegenerateError, match=r"tokens\[1, :3\]: impossible under each of the 5 codes"):
+        model(torch.tensor([[0, 1, 0, 0], [0, 2, 2, 0]]))
+
+
+def test_gates() -> None:
+    """One without ends is open for a density too, whose entropy is below zero here."""
+    _, _, flow, lm = learned()
+    flow.set_scale(1e-4 * torch.eye(8, dtype=torch.float64))
+    prefix = SoftPrefix(lm, 8).double()
+    assert not predictor_of(prefix, flow, EntropyGate(low=0.0), lm)(TOKENS).sampled.any()
+    assert predictor_of(prefix, flow, EntropyGate(), lm)(TOKENS).sampled.all()
+    for low, high in ((2, 1), (1, 1), (math.nan, 1), (0, math.nan), (True, 2), ("0", 1), (None, 1)):
+        with pytest.raises(InputError, match="low, high"):
+            EntropyGate(low, high)  # type: ignore[arg-type]
+
+
+def predictor_of(conditional: Any, sampler: Any, gate: EntropyGate, fallback: Any) -> MonteCarloPredictor:
+    return MonteCarloPredictor(conditional, sampler, n_samples=3, gate=gate, fallback=fallback)
+
+
 def test_refusals() -> None:
-    with pytest.raises(InputError, match="n_samples"):
-        predictor(0)
+    for wrong in (0, -1, 2.0, True, "3", None, math.nan):
+        with pytest.raises(InputError, match="n_samples"):
+            predictor(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="row"):
+        predictor(1).from_row(-1)
+    with pytest.raises(InputError, match="conditional"):
+        MonteCarloPredictor(ENV, POSTERIOR, n_samples=1)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="sampler"):
+        MonteCarloPredictor(EXACT, ENV, n_samples=1)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="gate"):
+        predictor(1, gate=0.5, fallback=ORACLE)
+    with pytest.raises(InputError, match="backbone"):
+        predictor(1, gate=EntropyGate(), fallback=torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match=r"fallback\.log_probs"):
+        predictor(1, gate=EntropyGate(), fallback=Stack(["gru"], 8, vocab=9))(TOKENS)
     with pytest.raises(InputError, match="weighting"):
         predictor(1, "best")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="gate, fallback"):

@@ -6,6 +6,7 @@ import importlib.util
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from commissure.core.errors import DegenerateError, InputError
 from commissure.core.mixer import select, where
-from commissure.metahmm import MetaHMM
+from commissure.metahmm import HMMFilter, MetaHMM
 from commissure.metahmm.oracle import BayesOracle
 from commissure.metahmm.oracle_reference import dense_reference, enumeration_reference
 
@@ -326,6 +327,53 @@ def test_a_scale_for_each_task_revives_what_one_scale_has_lost(dtype):
     assert told.log_probs[0, -1, 1].exp() > 0.98
     lost = BayesOracle(family, rescale="joint", dtype=dtype)(tokens)
     assert lost.log_probs[0, -1, 1].exp() < 0.02
+    even = torch.full((1, 1, 2), 0.5, dtype=torch.float64)  # a third task, which is not assumed
+    wider = BayesOracle(
+        family._replace(emissions=torch.cat([family.emissions, even])), tasks=[0, 1], rescale="task", dtype=dtype
+    )
+    for found, expected in zip(wider(tokens), told, strict=True):
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert bool(wider.epistemic(tokens).isfinite().all())
+
+
+def test_tokens_and_lengths_of_any_kind():
+    oracle, tokens = BayesOracle(TINY), TINY.sample(torch.arange(3), 9, seed=0)
+    lengths = torch.tensor([9, 0, 4])
+    want = oracle(tokens, lengths)
+    kinds = [tokens.int(), tokens.to(torch.uint8), tokens.numpy(), tokens.numpy()[:, ::-1][:, ::-1], tokens.tolist()]
+    for kind in kinds:
+        for ends in (lengths.int(), lengths.numpy(), lengths.tolist()):
+            for found, expected in zip(oracle(kind, ends), want, strict=True):
+                torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    log_probs, state = oracle.step([0, 1, 2], oracle.init_state(3))
+    for token in (torch.tensor([0, 1, 2], dtype=torch.int32), np.array([0, 1, 2])):
+        assert torch.equal(oracle.step(token, oracle.init_state(3))[0], log_probs)
+    assert torch.equal(oracle.posterior_of(state), oracle.task_posterior([[0], [1], [2]]))
+
+
+def test_matrices_of_any_kind_and_one_start_for_all():
+    initial, transition, emission = TINY.tasks()
+    tokens, prior = TINY.sample(torch.arange(3), 9, seed=0), draw_prior(16)
+    want = BayesOracle.from_hmms(initial, transition, emission, prior=prior).log_probs(tokens)
+    matrices = (transition.numpy(), emission.numpy()), (transition.tolist(), emission.tolist())
+    for move, emit in matrices:
+        for start in (initial.numpy(), initial[0], initial[0].tolist()):
+            found = BayesOracle.from_hmms(start, move, emit, prior=prior.numpy())
+            assert torch.equal(found.log_probs(tokens), want)
+
+
+def test_chunks_keep_the_numbers_of_rows_and_draws(monkeypatch):
+    oracle, tokens = BayesOracle(TINY), TINY.sample(torch.arange(5), 6, seed=0)
+    lengths = [6, 3, 0, 6, 2]
+    want = oracle.sample_tasks(tokens, 7, seed=3, lengths=lengths, every_position=True)
+    told = oracle(tokens, lengths)
+    monkeypatch.setattr("commissure.metahmm.oracle._STATE_BYTES", 2 * 16 * 4 * 8)  # two rows at once
+    assert torch.equal(oracle.sample_tasks(tokens, 7, seed=3, lengths=lengths, every_position=True), want)
+    for found, expected in zip(oracle(tokens, lengths), told, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    tokens[3, 4] = 6
+    with pytest.raises(InputError, match=r"tokens\[3, 4\] = 6"):
+        oracle(tokens)
 
 
 def test_impossible_evidence():
@@ -400,18 +448,68 @@ def test_bad_inputs_are_named():
     for bad in (tokens - 1, tokens + 6):
         with pytest.raises(InputError, match=r"tokens\[0, 0\]"):
             oracle(bad)
-    for bad in (tokens[0], tokens.int(), tokens.double()):
+    for bad in (tokens[0], tokens.double(), tokens > 0, [[0, 1], [2]], [["a"]], [[math.nan]], None, 3, []):
+        for method in (oracle, oracle.log_probs, oracle.epistemic, oracle.marginals, oracle.task_posterior):
+            with pytest.raises(InputError, match="tokens"):
+                method(bad)
         with pytest.raises(InputError, match="tokens"):
-            oracle(bad)
-    for bad in (torch.tensor([4, 0]), torch.tensor([-1, 0]), torch.tensor([1]), torch.tensor([1.0, 2.0])):
+            oracle.sample_tasks(bad, 2, seed=0, every_position=True)
+    batch = MetaHMM.from_preset("tiny", seed=0).sample([0, 1], 3, seed=0)
+    with pytest.raises(InputError, match=r"pass tokens=batch\.tokens"):
+        oracle(batch)
+    for bad in (torch.tensor([4, 0]), torch.tensor([-1, 0]), [1], [1.0, 2.0], 1, [True, False], "ab"):
         with pytest.raises(InputError, match="lengths"):
             oracle(tokens, bad)
-    with pytest.raises(InputError, match="n = 0"):
-        oracle.sample_tasks(tokens, 0, seed=0)
-    with pytest.raises(InputError, match="token"):
-        oracle.step(tokens, oracle.init_state(2))
-    with pytest.raises(InputError, match="emission"):
-        BayesOracle.from_hmms(TINY.initial[None], TINY.transitions[:1], TINY.emissions)
+    for n in (0, 2.5, True, None):
+        with pytest.raises(InputError, match="n = "):
+            oracle.sample_tasks(tokens, n, seed=0)
+    for batch_size in (-1, 2.5, True, "2", 10**14):
+        with pytest.raises(InputError, match="batch_size"):
+            oracle.init_state(batch_size)
+    for token in (tokens, [0.5, 1.0], [0], [0, 6]):
+        with pytest.raises(InputError, match=r"token|state\.joint"):
+            oracle.step(token, oracle.init_state(2))
+    for state in (None, tuple(oracle.init_state(2))):
+        for use in (lambda state: oracle.step([0, 1], state), oracle.posterior_of):
+            with pytest.raises(InputError, match="state"):
+                use(state)
+
+
+def test_bad_families_are_named():
+    good = {"initial": TINY.initial, "transition": TINY.transitions, "emission": TINY.emissions}
+    bad = {
+        "initial": [TINY.initial[:3], TINY.initial[None], TINY.initial > 0, None, TINY.initial + 0.1],
+        "transition": [TINY.transitions[0], TINY.transitions[:, :2], TINY.transitions * 2, "abc", [[[0.5], [0.5]]]],
+        "emission": [TINY.emissions[:2], TINY.emissions[:, :3], TINY.emissions * math.nan, TINY.emissions[..., :0]],
+    }
+    for name, values in bad.items():
+        for value in values:
+            with pytest.raises(InputError, match=rf"^{name}(\W|$)"):
+                BayesOracle.from_hmms(**good | {name: value})
+    for env in (3, None, torch.eye(3)):
+        with pytest.raises(InputError, match="from_hmms"):
+            BayesOracle(env)
+    for prune in ("a", None, True):
+        with pytest.raises(InputError, match="prune"):
+            BayesOracle(TINY, prune=prune)
+    for name, value in {"prior": ["a"] * 16, "tasks": [0.5]}.items():
+        with pytest.raises(InputError, match=name):
+            BayesOracle(TINY, **{name: value})
+    for batch_size in (-1, 2.5):
+        with pytest.raises(InputError, match="batch_size"):
+            HMMFilter(*TINY).init_state(batch_size)
+    with pytest.raises(InputError, match="initial"):
+        HMMFilter(TINY.initial[:3], TINY.transitions, TINY.emissions)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gives_the_same():
+    tokens = TINY.sample(torch.arange(4), 20, seed=0)
+    there = BayesOracle(TINY, device="cuda")
+    for found, want in zip(there(tokens), BayesOracle(TINY)(tokens), strict=True):
+        assert found.device.type == "cuda"
+        torch.testing.assert_close(found.cpu(), want, rtol=1e-5, atol=1e-5)
+    assert there.sample_tasks(tokens, 3, seed=0, every_position=True).shape == (4, 21, 3)
 
 
 def test_empty_batches_and_no_tokens():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from commissure.core.errors import CommissureError
+from commissure.core.errors import CommissureError, InputError
 from commissure.metahmm import MetaHMM, bench
 from commissure.metahmm.oracle import BayesOracle
 from commissure.metahmm.rivals import forward_batched, scan_reference
@@ -36,6 +36,25 @@ def test_the_bench_times_every_contender():
     env = MetaHMM.from_preset("e64", seed=1)
     entries = int((env.transitions != 0).sum())
     assert bench.multiplications(env) == entries * 4 + 64 * 6 + 4 * 6 * 10
+
+
+def test_the_bench_refuses_an_oracle_that_is_wrong(monkeypatch):
+    """Its error is its own, not a comparison with itself."""
+
+    class Wrong(BayesOracle):
+        def log_probs(self, tokens, lengths=None):
+            return super().log_probs(tokens, lengths) + 1e-6
+
+    monkeypatch.setattr(bench, "BayesOracle", Wrong)
+    with pytest.raises(CommissureError, match="'oracle'"):
+        bench.bench_oracle("e64", length=5, n_sequences=2, repeats=1)
+
+
+@pytest.mark.parametrize("name", ["n_sequences", "repeats"])
+def test_bad_sizes_are_named(name):
+    for value in (0, 2.5, True):
+        with pytest.raises(InputError, match=name):
+            bench.bench_oracle("e64", length=5, **{name: value})
 
 
 def test_the_bench_refuses_a_rival_that_is_wrong(monkeypatch):

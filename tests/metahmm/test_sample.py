@@ -193,6 +193,11 @@ def test_bad_lengths(length: object) -> None:
         TINY.sample([0], length, seed=0)
 
 
+def test_lengths_of_any_kind() -> None:
+    assert _same(TINY.sample(np.array([0, 3]), np.int64(4), seed=0), TINY.sample([0, 3], 4, seed=0))
+    assert _same(TINY.sample([0, 3], [2, 4], seed=0), TINY.sample([0, 3], (2, 4), seed=0))
+
+
 def test_bad_samples() -> None:
     with pytest.raises(InputError, match="task_ids = 16"):
         TINY.sample([0, 16], 3, seed=0)

@@ -151,6 +151,23 @@ def test_couplings_invert_and_know_their_determinant(code_dim: int, is_odd: bool
     torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobian)[1], rtol=0, atol=1e-12)
 
 
+def test_the_frozen_model_is_a_copy() -> None:
+    """What the caller passed can be trained on, keeps its mode, and leaves the flow as it is."""
+    lm = encoder().train()
+    with isolated(0, "flow"):
+        model = LatentFlow(lm, 4, width=8).double()
+    before = model.context(TOKENS)
+    assert lm.training
+    assert all(p.requires_grad for p in lm.parameters())
+    assert not any(p.requires_grad for p in model.lm.parameters())
+    assert model.train().base.training
+    assert not model.lm.training, "dropout is off in what is frozen"
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.add_(1)
+    assert torch.equal(model.context(TOKENS), before)
+
+
 def test_the_frozen_model_stays_frozen() -> None:
     with isolated(0, "flow"):
         model = LatentFlow(Stack(["gru"], 8, vocab=ENV.n_obs), 4, width=8)
@@ -205,8 +222,62 @@ def test_the_oracle_s_posterior_is_the_dense_one() -> None:
     assert torch.equal(ENV.factors_to_task(factors.flatten(0, 2)), ids.flatten())
 
 
-def test_refusals() -> None:
-    with pytest.raises(InputError, match="code_dim"):
-        LatentFlow(encoder(), 1)
+def proposals() -> dict[str, tuple[Any, Tensor]]:
+    """With codes that each can give the density of."""
+    return {
+        "factors": (factor_posterior().propose(TOKENS), torch.zeros(3, 7, 1, 3, dtype=torch.int64)),
+        "flow": (flow().propose(TOKENS), torch.zeros(3, 7, 1, 2, dtype=torch.float64)),
+        "oracle": (OraclePosterior(BayesOracle(ENV)).propose(TOKENS), (torch.arange(21) % 16).view(3, 7, 1, 1)),
+    }
+
+
+@pytest.mark.parametrize("name", ["factors", "flow", "oracle"])
+def test_proposals_check_what_they_are_asked(name: str) -> None:
+    proposal, codes = proposals()[name]
+    assert proposal.log_prob(POSITIONS.int(), codes).shape == proposal.log_prior(codes).shape == (3, 7, 1)
+    for positions in ([0], torch.tensor([-1]), torch.tensor([7]), torch.tensor([0.0]), torch.tensor([[0]])):
+        with pytest.raises(InputError, match="positions"):
+            proposal.sample(positions, 2, seed=0)
+        with pytest.raises(InputError, match="positions"):
+            proposal.log_prob(positions, codes[:, :1])
+    for n in (0, 2.0, True, None):
+        with pytest.raises(InputError, match="n = "):
+            proposal.sample(POSITIONS, n, seed=0)
+    outside = codes + math.inf if codes.is_floating_point() else codes + 16
+    for wrong in (codes.tolist(), codes.numpy(), codes > 0, codes[0], codes[:2], codes[..., :0], outside, None):
+        with pytest.raises(InputError, match="codes"):
+            proposal.log_prob(POSITIONS, wrong)
+        with pytest.raises(InputError, match="codes"):
+            proposal.log_prior(wrong)
     with pytest.raises(InputError, match="codes"):
-        flow().set_scale(torch.zeros(5, 3, dtype=torch.float64))
+        proposal.log_prob(POSITIONS, codes[:, :2])
+
+
+def test_refusals() -> None:
+    for wrong in (1, 2.0, True, "3", None):
+        with pytest.raises(InputError, match="code_dim"):
+            LatentFlow(encoder(), wrong)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="factor_sizes"):
+            FactorPosterior(encoder(), (wrong, 0))  # type: ignore[arg-type]
+    for name in ("layers", "components", "width"):
+        with pytest.raises(InputError, match=name):
+            LatentFlow(encoder(), 4, **{name: 0})
+    zeros = torch.zeros(5, 3, dtype=torch.float64)
+    for codes in (zeros, zeros[:1, :2], zeros[:, :2] * math.nan, zeros[:, :2].tolist(), zeros[:, :2].long()):
+        with pytest.raises(InputError, match="codes"):
+            flow().set_scale(codes)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="codes"):
+        flow().loss(TOKENS, zeros[:2, :2])
+    with pytest.raises(InputError, match="factors"):
+        factor_posterior().loss(TOKENS, torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(InputError, match="oracle"):
+        OraclePosterior(encoder())  # type: ignore[arg-type]
+    table = torch.zeros(2, 3, 4)
+    for log_probs in (table.tolist(), table[0], table.long(), table * math.nan, table - math.inf, table[..., :0]):
+        with pytest.raises(InputError, match="log_probs"):
+            TablePosterior(log_probs)  # type: ignore[arg-type]
+    for codes in (torch.zeros(4, 1, dtype=torch.int64), torch.arange(3)[:, None], torch.arange(4), torch.rand(4, 1)):
+        with pytest.raises(InputError, match="codes"):
+            TablePosterior(table, codes=codes)
+    with pytest.raises(InputError, match="log_prior"):
+        TablePosterior(table, log_prior=table[0, 0, :3])

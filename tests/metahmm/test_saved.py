@@ -105,6 +105,8 @@ def test_only_named_stacks_are_saved(tmp_path: Path) -> None:
         unnamed = SoftPrefix(Stack([lambda dim: MIXERS["gru"](dim)], 8, vocab=5), 3)  # type: ignore[call-arg]
     with pytest.raises(InputError, match=r"part\.lm"):
         save_part(unnamed, tmp_path / "part")
+    with pytest.raises(InputError, match="part"):
+        save_part(stack(), tmp_path / "part")  # type: ignore[arg-type]
     foreign = part("vectors")
     foreign.lm = Other()
     with pytest.raises(InputError, match=r"part\.lm"):

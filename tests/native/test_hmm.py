@@ -273,7 +273,10 @@ def test_bad_inputs_are_named():
             starting(joint, 3),
             starting(joint, 2, dtype=torch.float32),
             state._replace(exponent=joint[None].int()),
+            state._replace(log_mass=state.log_mass.float()),
+            state._replace(position=state.position[:1]),
         ],
+        "lengths": [ends + 1, ends - 4, ends.int(), ends[:1], ends[None]],
     }
     for name, values in bad.items():
         for value in values:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from commissure.metahmm.sample import Sequences
     from commissure.metahmm.samplers import FactorPosterior, LatentFlow, OraclePosterior
     from commissure.metahmm.saved import load_part, save_part
+    from commissure.metahmm.test_time import ComputeRow, compute_curve
     from commissure.metahmm.trained import Setting, Trained
 
 # Where the names are.
@@ -43,11 +44,13 @@ _MODULES = (
     "samplers",
     "monte_carlo",
     "saved",
+    "test_time",
     "trained",
 )
 
 __all__ = [
     "BayesOracle",
+    "ComputeRow",
     "Divergence",
     "DivergenceRow",
     "EntropyGate",
@@ -69,6 +72,7 @@ __all__ = [
     "SoftPrefix",
     "Split",
     "Trained",
+    "compute_curve",
     "evaluate_divergence",
     "load_part",
     "pooled_codes",

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from commissure.core.errors import InputError
 from commissure.core.mixer import State
+from commissure.metahmm.inputs import whole
+from commissure.metahmm.predictor_inputs import checked_tensor
 from commissure.nn.attention import Attention
 from commissure.nn.stack import Stack
 
@@ -73,7 +75,7 @@ class StackLM:
 
     def embed(self, tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
         """Scaled token vectors."""
-        return self.module.embed(tokens)
+        return self.module.embed(checked_tensor("tokens", tokens, (...,)))
 
     def start(self, batch: int) -> Float[Tensor, "batch dim"]:
         """The learned start vector, scaled as embeddings are."""
@@ -95,7 +97,7 @@ class StackLM:
 
     def log_probs(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time_plus_1 vocab"]:
         """The Stack's own."""
-        return self.module.log_probs(tokens)
+        return self.module.log_probs(checked_tensor("tokens", tokens, ("batch", "time")))
 
 
 class CacheState(NamedTuple):
@@ -116,10 +118,7 @@ class CausalLM:
 
     def embed(self, tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
         """Rows of the input embedding."""
-        if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= self.vocab):
-            allowed = f"all within [0, {self.vocab})"
-            raise InputError("tokens", (int(tokens.min()), int(tokens.max())), allowed)
-        return self.module.get_input_embeddings()(tokens)
+        return self.module.get_input_embeddings()(checked_tensor("tokens", tokens, (...,), below=self.vocab))
 
     def start(self, batch: int) -> Float[Tensor, "batch dim"]:
         """The embedding of `bos_token_id`."""
@@ -155,6 +154,7 @@ class CausalLM:
 
     def log_probs(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time_plus_1 vocab"]:
         """Contract 2: the predictions after `bos_token_id` and each token."""
+        tokens = checked_tensor("tokens", tokens, ("batch", "time"))
         return self.run(torch.cat([self.start(len(tokens))[:, None], self.embed(tokens)], 1))[0]
 
 
@@ -168,8 +168,9 @@ def flops_per_token(module: nn.Module, length: int) -> float:
     >>> flops_per_token(nn.Linear(3, 5), 10)
     30.0
     """
-    if length < 1:
-        raise InputError("length", length, "a number of tokens >= 1")
+    if not isinstance(module, nn.Module):
+        raise InputError("module", type(module).__name__, "a torch module")
+    length = whole("length", length, 1)
     is_tied = isinstance(module, Stack) and module.config.tie
     matrices = [
         p for name, p in module.named_parameters()

@@ -24,7 +24,9 @@ from torch import Tensor
 from commissure.core.errors import CommissureError
 from commissure.core.rng import generator
 from commissure.metahmm.environment import MetaHMM
+from commissure.metahmm.inputs import whole
 from commissure.metahmm.oracle import BayesOracle
+from commissure.metahmm.oracle_reference import dense_reference
 from commissure.metahmm.rivals import forward_batched, scan_reference
 from commissure.metahmm.sample import sample_reference
 
@@ -46,7 +48,10 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class OracleRow:
-    """One contender; `gain` is its time over the oracle's, `share` the part of the tasks that was timed."""
+    """One contender; `gain` is its time over the oracle's, `share` the part of the tasks that was timed.
+
+    `error`: largest deviation of a probability, in float64, from one forward recursion a task (`dense_reference`).
+    """
 
     contender: str
     dtype: str
@@ -88,8 +93,8 @@ def bench_oracle(
     repeats: int = 5,
 ) -> list[OracleRow]:
     """Time a batch of `n_sequences` by the oracle, one sequence by its rivals; CommissureError where outputs differ."""
-    env = MetaHMM.from_preset(preset, seed=seed)
-    tasks = torch.arange(n_sequences) * (env.n_tasks // n_sequences)
+    env, repeats = MetaHMM.from_preset(preset, seed=seed), whole("repeats", repeats, 1)
+    tasks = torch.arange(whole("n_sequences", n_sequences, 1)) * (env.n_tasks // n_sequences)
     tokens = env.sample(tasks, length, seed=seed).tokens
     errors = _errors(env, tokens[0, : min(length, CHECK_TOKENS)])
     exact, pruned = BayesOracle(env, dtype=dtype), BayesOracle(env, dtype=dtype, prune=1e-8)
@@ -131,7 +136,8 @@ def bench_sampler(
     >>> [row.contender for row in bench_sampler("tiny", batch_size=2, length=3, repeats=1)]
     ['vectorized', 'loop of rng.choice', 'loop of bisections']
     """
-    env = MetaHMM.from_preset(preset, seed=seed)
+    env, repeats = MetaHMM.from_preset(preset, seed=seed), whole("repeats", repeats, 1)
+    batch_size = whole("batch_size", batch_size, 1)
     ids = torch.from_numpy(generator(seed, "bench").integers(env.n_tasks, size=batch_size))
     few = ids[:_LOOP_SEQUENCES]
     rng, lists = np.random.default_rng(seed), _cumulative_lists(env)
@@ -155,18 +161,24 @@ def bench_sampler(
 
 def _errors(env: MetaHMM, tokens: Tensor) -> dict[str, float]:
     """Largest deviation of each predictive in float64; the scan's on its own tasks, pruning's is told only."""
-    exact = BayesOracle(env).log_probs(tokens[None])[0].exp()
+    exact, pruned = (BayesOracle(env, prune=prune).log_probs(tokens[None])[0].exp() for prune in (0.0, 1e-8))
     dense = forward_batched(env.initial, env.transitions, env.emissions, tokens)[0]
     ids = torch.arange(min(env.n_tasks, SCAN_TASKS))
     scan = scan_reference(env.initial, env.transition_matrix(ids), env.emission_matrix(ids), tokens)[0]
-    some = BayesOracle(env, tasks=ids).log_probs(tokens[None])[0].exp()
-    pruned = BayesOracle(env, prune=1e-8).log_probs(tokens[None])[0].exp()
-    pairs = {OURS: (exact, exact), PRUNED: (pruned, exact), DENSE: (dense, exact), SCAN: (scan, some)}
+    truth, some = (_one_by_one(env, tasks, tokens) for tasks in (env.task_ids, ids))
+    pairs = {OURS: (exact, truth), PRUNED: (pruned, truth), DENSE: (dense, truth), SCAN: (scan, some)}
     errors = {name: float((a - b).abs().max()) for name, (a, b) in pairs.items()}
     wrong = {name: error for name, error in errors.items() if error > 1e-9 and name != PRUNED}
     if wrong:
         raise CommissureError(f"contenders differ in float64: {wrong}")
     return errors
+
+
+def _one_by_one(env: MetaHMM, ids: Tensor, tokens: Tensor) -> Tensor:
+    """The predictive under these tasks, equally likely, each filtered on its own."""
+    prior = torch.full((len(ids),), 1 / len(ids), dtype=torch.float64)
+    matrices = env.transition_matrix(ids), env.emission_matrix(ids)
+    return dense_reference(env.initial.expand(len(ids), -1), *matrices, prior, tokens).log_probs.exp()
 
 
 def _alternate(contenders: Sequence[Callable[[], object]], repeats: int) -> Float[np.ndarray, "contenders repeats"]:

@@ -11,7 +11,7 @@ or a tuple of known factors, embedded by one learned vector a choice and summed.
 | conditional predictor | `SoftPrefix` |
 | context encoder | `pooled_codes` |
 
-arXiv 2506.16288, section 4.  The paper gives the code as a token of its own in front, drops the output there and has
+arXiv 2506.16288.  The paper gives the code as a token of its own in front, drops the output there and has
 no start token.  Here the start is needed, because importance weights need p(x_1 | c), and the code is added to it: a
 token of its own would be attended to even where it is zero and would shift every position, while a W of zeros here
 gives exactly the language model's own predictions.
@@ -26,9 +26,13 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from commissure.core.errors import DegenerateError, InputError
+from commissure.core.errors import InputError
 from commissure.core.mixer import State
 from commissure.metahmm.backbones import backbone
+from commissure.metahmm.environment import MetaHMM
+from commissure.metahmm.factors import TaskFamily
+from commissure.metahmm.inputs import whole
+from commissure.metahmm.predictor_inputs import checked_counts, checked_tensor
 
 __all__ = [
     "ConditionalPredictor",
@@ -72,22 +76,19 @@ class FactorEmbedding(nn.Module):
 
     def __init__(self, sizes: Sequence[int], dim: int) -> None:
         super().__init__()
-        if not sizes or min(sizes) < 1:
-            raise InputError("sizes", tuple(sizes), "one number of choices >= 1 for each factor")
-        counts = torch.tensor(tuple(sizes))
+        counts = torch.tensor(checked_counts("sizes", sizes))
         self.register_buffer("sizes", counts, persistent=False)
         self.register_buffer("first", counts.cumsum(0) - counts, persistent=False)
-        self.dim = dim
+        self.dim = whole("dim", dim, 1)
         # Like token embeddings: the sum of F of them has the variance of one.
         self.weight = nn.Parameter(torch.randn(int(counts.sum()), dim) * (dim * len(counts)) ** -0.5)
 
     def forward(self, factors: Int[Tensor, "*batch factors"]) -> Float[Tensor, "*batch dim"]:
         """Raises `InputError` for a choice out of range."""
-        if factors.dtype.is_floating_point or factors.shape[-1] != len(self.sizes):
-            shown = (tuple(factors.shape), factors.dtype)
-            raise InputError("codes", shown, f"integers with a last axis of {len(self.sizes)} factors")
-        if factors.numel() and (bool((factors < 0).any()) or bool((factors >= self.sizes).any())):
-            raise InputError("codes", int(factors.max()), f"factors below {tuple(self.sizes.tolist())}")
+        factors = checked_tensor("codes", factors, (..., len(self.sizes)))
+        is_wrong = ((factors < 0) | (factors >= self.sizes)).any(-1)
+        if bool(is_wrong.any()):
+            raise InputError("codes", factors[is_wrong][0].tolist(), f"factors below {tuple(self.sizes.tolist())}")
         return nn.functional.embedding(factors + self.first, self.weight).sum(-2)
 
 
@@ -107,6 +108,9 @@ class SoftPrefix(nn.Module):
 
     def __init__(self, lm: nn.Module, code_dim: int, *, embedding: FactorEmbedding | None = None) -> None:
         super().__init__()
+        code_dim = whole("code_dim", code_dim, 1)
+        if embedding is not None and not isinstance(embedding, FactorEmbedding):
+            raise InputError("embedding", type(embedding).__name__, "a FactorEmbedding, or None")
         if embedding is not None and embedding.dim != code_dim:
             raise InputError("code_dim", code_dim, f"the embedding's width {embedding.dim}")
         self.body, self.lm = backbone(lm), lm
@@ -120,35 +124,48 @@ class SoftPrefix(nn.Module):
         self, tokens: Int[Tensor, "batch time"], codes: Shaped[Tensor, "batch codes code_dim"]
     ) -> Float[Tensor, "batch codes time_plus_1 vocab"]:
         """Predictions under each of a row's codes; position 0 is p(x_1 | code)."""
-        if tokens.ndim != 2 or codes.ndim != 3 or len(tokens) != len(codes):
-            shown = (tuple(tokens.shape), tuple(codes.shape))
-            raise InputError("tokens, codes", shown, "shapes (batch, time) and (batch, codes, code_dim)")
-        rows = tokens.repeat_interleave(codes.shape[1], 0)
-        return self.prefill(rows, codes.flatten(0, 1))[0].unflatten(0, codes.shape[:2])
+        return _under_each(self, tokens, codes)
 
     def prefill(
         self, tokens: Int[Tensor, "rows time"], codes: Shaped[Tensor, "rows code_dim"]
     ) -> tuple[Float[Tensor, "rows time_plus_1 vocab"], State]:
         """The start with its code and the tokens at once; `step` goes on from the state."""
-        first = self.body.start(len(tokens)) + self._project(codes)
+        tokens = checked_tensor("tokens", tokens, ("rows", "time"))
+        projected = self._project(codes)
+        if len(projected) != len(tokens):
+            raise InputError("codes", tuple(codes.shape), f"one code for each of {len(tokens)} rows")
+        first = self.body.start(len(tokens)) + projected
         return self.body.run(torch.cat([first[:, None], self.body.embed(tokens)], 1))
 
     def step(self, tokens: Int[Tensor, " rows"], state: State) -> tuple[Float[Tensor, "rows vocab"], State]:
         """One token a row."""
+        tokens = checked_tensor("tokens", tokens, ("rows",))
         log_probs, state = self.body.run(self.body.embed(tokens)[:, None], state)
         return log_probs[:, 0], state
 
     def _project(self, codes: Shaped[Tensor, "rows code_dim"]) -> Float[Tensor, "rows dim"]:
-        vectors = codes if self.embedding is None else self.embedding(codes)
-        if vectors.shape[-1] != self.code_dim or not vectors.dtype.is_floating_point:
-            shown = (tuple(codes.shape), codes.dtype)
-            raise InputError("codes", shown, f"real vectors with a last axis of code_dim = {self.code_dim}")
+        if self.embedding is None:
+            vectors = checked_tensor("codes", codes, ("rows", self.code_dim), kind="real numbers")
+        else:
+            vectors = self.embedding(codes)
         return self.projection(vectors.to(self.projection.weight.dtype))
+
+
+def _under_each(
+    model: ConditionalPredictor, tokens: Int[Tensor, "batch time"], codes: Shaped[Tensor, "batch codes code_dim"]
+) -> Float[Tensor, "batch codes time_plus_1 vocab"]:
+    """`prefill` of every row with each of its codes."""
+    tokens = checked_tensor("tokens", tokens, ("batch", "time"))
+    if not isinstance(codes, Tensor) or codes.ndim != 3 or len(codes) != len(tokens) or not codes.shape[1]:
+        shown = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
+        raise InputError("codes", shown, f"a tensor of shape (batch = {len(tokens)}, codes >= 1, code_dim)")
+    rows = tokens.repeat_interleave(codes.shape[1], 0)
+    return model.prefill(rows, codes.flatten(0, 1))[0].unflatten(0, codes.shape[:2])
 
 
 def hidden_states(lm: nn.Module, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time_plus_1 dim"]:
     """The last norm's outputs after the start and after each token."""
-    body = backbone(lm)
+    body, tokens = backbone(lm), checked_tensor("tokens", tokens, ("batch", "time"))
     return body.hidden(torch.cat([body.start(len(tokens))[:, None], body.embed(tokens)], 1))
 
 
@@ -160,9 +177,10 @@ def pooled_codes(lm: nn.Module, tokens: Int[Tensor, "batch time"]) -> Float[Tens
     >>> pooled_codes(Stack(["gru"], 8, vocab=5), torch.tensor([[1, 2, 3]])).shape
     torch.Size([1, 8])
     """
-    if tokens.ndim != 2 or not tokens.shape[1]:
+    after = hidden_states(lm, tokens)[:, 1:]
+    if not after.shape[1]:
         raise InputError("tokens", tuple(tokens.shape), "shape (batch, time) with time >= 1")
-    return hidden_states(lm, tokens)[:, 1:].mean(1)
+    return after.mean(1)
 
 
 class BeliefState(NamedTuple):
@@ -177,7 +195,8 @@ class ExactConditional:
     """The exact p(x_{t+1} | x_<=t, theta) of hidden Markov models: what a conditional predictor learns at best.
 
     `env` has `initial` (states,), `transitions` (U, states, states) and `emissions` (W, states, vocab).  A code is a
-    task id u * W + w, (..., 1), or the factors that `env.factors_to_task` reads.  Float64.
+    task id u * W + w, (..., 1), or the factors of a MetaHMM's task.  Float64.  After a token that is
+    impossible under a code nothing is predicted: -inf for every token, which is also the log-likelihood there.
 
     >>> from commissure.metahmm import MetaHMM
     >>> exact = ExactConditional(MetaHMM.from_preset("e64", seed=0))
@@ -185,58 +204,48 @@ class ExactConditional:
     torch.Size([1, 2, 3])
     """
 
-    def __init__(self, env: Family) -> None:
+    def __init__(self, env: TaskFamily) -> None:
+        if not isinstance(env, TaskFamily):
+            raise InputError("env", type(env).__name__, "a MetaHMM, or what has initial, transitions and emissions")
         self.env, self.vocab = env, env.emissions.shape[-1]
 
     def log_probs(
         self, tokens: Int[Tensor, "batch time"], codes: Int[Tensor, "batch codes code_dim"]
     ) -> Float[Tensor, "batch codes time_plus_1 vocab"]:
         """Predictions under each of a row's codes."""
-        rows = tokens.repeat_interleave(codes.shape[1], 0)
-        return self.prefill(rows, codes.flatten(0, 1))[0].unflatten(0, codes.shape[:2])
+        return _under_each(self, tokens, codes)
 
     def prefill(
         self, tokens: Int[Tensor, "rows time"], codes: Int[Tensor, "rows code_dim"]
     ) -> tuple[Float[Tensor, "rows time_plus_1 vocab"], BeliefState]:
         """The scan of `step`, the prior first."""
-        task = codes[:, 0] if codes.shape[1] == 1 else self.env.factors_to_task(codes)
+        tokens = checked_tensor("tokens", tokens, ("rows", "time"), below=self.vocab)
+        codes = checked_tensor("codes", codes, (len(tokens), "code_dim"))
         n_emissions = len(self.env.emissions)
+        if codes.shape[1] == 1:
+            task = checked_tensor("codes", codes[:, 0], ("rows",), below=len(self.env.transitions) * n_emissions)
+        elif isinstance(self.env, MetaHMM):
+            task = self.env.factors_to_task(codes)
+        else:
+            raise InputError("codes", tuple(codes.shape), "task ids, (..., 1)", "only a MetaHMM names factors")
         state = BeliefState(self.env.initial.expand(len(task), -1), task // n_emissions, task % n_emissions)
         predictions = [self._predict(state)]
         for token in tokens.unbind(1):
-            log_probs, state = self.step(token, state)
-            predictions.append(log_probs)
+            state = self._advance(token, state)
+            predictions.append(self._predict(state))
         return torch.stack(predictions, 1), state
 
     def step(self, tokens: Int[Tensor, " rows"], state: BeliefState) -> tuple[Float[Tensor, "rows vocab"], BeliefState]:
-        """Weigh the states by the token, normalize, move on.  Raises `DegenerateError` for an impossible token."""
+        """One token a row."""
+        state = self._advance(checked_tensor("tokens", tokens, (len(state.belief),), below=self.vocab), state)
+        return self._predict(state), state
+
+    def _advance(self, tokens: Int[Tensor, " rows"], state: BeliefState) -> BeliefState:
+        """Weigh the states by the token, normalize, move on; a belief of zeros where the token is impossible."""
         joint = state.belief * self.env.emissions[state.emission, :, tokens]
         evidence = joint.sum(1, keepdim=True)
-        if bool((evidence == 0).any()):
-            raise DegenerateError("a token has probability zero under its code: the belief after it is not defined")
-        belief = torch.einsum("ns,nsr->nr", joint / evidence, self.env.transitions[state.transition])
-        state = state._replace(belief=belief)
-        return self._predict(state), state
+        told = joint / torch.where(evidence > 0, evidence, 1.0)
+        return state._replace(belief=torch.einsum("ns,nsr->nr", told, self.env.transitions[state.transition]))
 
     def _predict(self, state: BeliefState) -> Float[Tensor, "rows vocab"]:
         return torch.einsum("ns,nsv->nv", state.belief, self.env.emissions[state.emission]).log()
-
-
-@runtime_checkable
-class Family(Protocol):
-    """Hidden Markov models that share an initial distribution and two tables of matrices."""
-
-    @property
-    def initial(self) -> Tensor:
-        """(states,)."""
-
-    @property
-    def transitions(self) -> Tensor:
-        """(U, states, states)."""
-
-    @property
-    def emissions(self) -> Tensor:
-        """(W, states, vocab)."""
-
-    def factors_to_task(self, factors: Tensor) -> Tensor:
-        """Task ids (n,) of factors (n, n_factors)."""

@@ -69,7 +69,7 @@ class MetaHMMConfig(Config):
     @classmethod
     def from_preset(cls, name: str) -> MetaHMMConfig:
         """ "small" (all the paper's runs), "medium", "default", "tiny" or "e64"; an unknown name lists them."""
-        if name not in _PRESETS:
+        if not isinstance(name, str) or name not in _PRESETS:
             raise InputError("name", name, f"one of {', '.join(_PRESETS)}")
         return cls(**_PRESETS[name])
 

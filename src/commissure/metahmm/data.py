@@ -15,17 +15,16 @@ what an oracle assumes, and not a piece cut out of a longer one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import count
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from commissure.core.errors import InputError
 from commissure.core.rng import generator, spawn
 from commissure.metahmm.environment import MetaHMM
+from commissure.metahmm.inputs import Ids, whole
 from commissure.metahmm.sample import Sequences
 
 __all__ = ["SequenceDataset"]
@@ -49,7 +48,7 @@ class SequenceDataset(IterableDataset[Sequences]):
     def __init__(
         self,
         env: MetaHMM,
-        task_ids: Int[Tensor, " tasks"] | Sequence[int] | None = None,
+        task_ids: Ids | None = None,
         *,
         batch_size: int,
         length: int | tuple[int, int],
@@ -60,27 +59,26 @@ class SequenceDataset(IterableDataset[Sequences]):
         n_ranks: int | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(env, MetaHMM):
+            raise InputError("env", type(env).__name__, "a MetaHMM")
         self.env, self.length, self.seed, self.switch_at = env, length, seed, switch_at
         self.task_ids = env.task_ids if task_ids is None else env.check_tasks("task_ids", task_ids)
         if len(self.task_ids) == 0:
             raise InputError("task_ids", [], "one task at least")
         if len(self.task_ids) < 2 and switch_at is not None:
             raise InputError("task_ids", self.task_ids.tolist(), "two tasks at least to switch between")
-        if batch_size < 1:
-            raise InputError("batch_size", batch_size, "1 or more")
-        if start < 0:
-            raise InputError("start", start, "0 or more")
         if (rank is None) != (n_ranks is None):
             raise InputError("rank, n_ranks", (rank, n_ranks), "both of them, or neither")
-        self.batch_size, self.start = batch_size, start
-        self.rank, self.n_ranks = (rank, n_ranks) if rank is not None and n_ranks is not None else _processes()
-        if not 0 <= self.rank < self.n_ranks:
+        self.batch_size, self.start = whole("batch_size", batch_size, 1), whole("start", start, 0)
+        rank, n_ranks = (rank, n_ranks) if rank is not None else _processes()
+        self.rank, self.n_ranks = whole("rank", rank, 0), whole("n_ranks", n_ranks, 1)
+        if self.rank >= self.n_ranks:
             raise InputError("rank", self.rank, f"0 to n_ranks - 1 = {self.n_ranks - 1}")
         self.batch(0)
 
     def batch(self, index: int) -> Sequences:
         """Batch number `index` of all processes together."""
-        seed = spawn(self.seed, "metahmm batch", index)
+        seed = spawn(self.seed, "metahmm batch", whole("index", index, 0))
         rng, n = generator(seed, "tasks"), len(self.task_ids)
         first = rng.integers(n, size=self.batch_size)
         ids = self.task_ids[first]

@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from commissure.core.errors import InputError
 from commissure.core.stats import Interval, paired_bootstrap
+from commissure.metahmm.backbones import backbone
+from commissure.metahmm.inputs import Lengths, Tokens, checked_batch, whole
 
 if TYPE_CHECKING:
     import pandas
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 ENTROPY_EDGES = (0.0, 0.1, 0.5, 1.0, 1.5, 2.0, 3.0, math.inf)  # nats; the bins of the CPU-scale figure
+SUM_TOLERANCE = 0.05  # of log probabilities: half precision is off by less, logits and probabilities by more
 
 
 @runtime_checkable
@@ -146,11 +149,11 @@ class Divergence:
 
 
 def evaluate_divergence(
-    predictor: SequencePredictor,
-    tokens: Int[Tensor, "batch time"],
+    predictor: SequencePredictor | nn.Module,
+    tokens: Tokens,
     *,
     oracle: Oracle,
-    lengths: Int[Tensor, " batch"] | None = None,
+    lengths: Lengths | None = None,
     entropy_edges: Sequence[float] = ENTROPY_EDGES,
     batch_size: int = 64,
     seed: int = 0,
@@ -159,6 +162,8 @@ def evaluate_divergence(
 ) -> Divergence:
     """Measure a predictor against the oracle on sequences: overall, by position 0 .. T and by task entropy.
 
+    `predictor`: anything with `log_probs`, or a Hugging Face causal language model, which `backbone` gives them; a
+    module is run in the mode it is in, so call `.eval()` first where there is dropout.
     `entropy_edges` (nats, increasing) cut the bins [low, high).  Sequences, not predictions, are resampled: those of
     one sequence are dependent.  Position T has divergences and no NLL.
 
@@ -172,12 +177,10 @@ def evaluate_divergence(
     >>> measured.overall.divergence.estimate, len(measured.by_position), round(measured.overall.nll.estimate, 4)
     (0.0, 3, 0.6931)
     """
-    edges = [float(edge) for edge in entropy_edges]
-    if len(edges) < 2 or not all(a < b for a, b in pairwise(edges)):
-        raise InputError("entropy_edges", entropy_edges, "two or more increasing numbers (nats)")
+    edges = _edges(entropy_edges)
+    tokens, lengths = checked_batch(tokens, lengths)
     points = pointwise_divergence(predictor, tokens, oracle=oracle, lengths=lengths, batch_size=batch_size)
-    positions = torch.arange(tokens.shape[1] + 1, device=tokens.device)
-    ends = (torch.full((len(tokens),), tokens.shape[1], device=tokens.device) if lengths is None else lengths)[:, None]
+    positions, ends = torch.arange(tokens.shape[1] + 1, device=tokens.device), lengths[:, None]
     seen, followed = positions <= ends, positions < ends
 
     def row(chosen: Bool[Tensor, "batch time_plus_1"], **group: float | int | None) -> DivergenceRow:
@@ -210,24 +213,24 @@ def evaluate_divergence(
 
 @torch.no_grad()
 def pointwise_divergence(
-    predictor: SequencePredictor,
-    tokens: Int[Tensor, "batch time"],
+    predictor: SequencePredictor | nn.Module,
+    tokens: Tokens,
     *,
     oracle: Oracle,
-    lengths: Int[Tensor, " batch"] | None = None,
+    lengths: Lengths | None = None,
     batch_size: int = 64,
 ) -> PointwiseDivergence:
     """Both divergences, both negative log-likelihoods and the task entropy of every prediction, in float64.
 
     `batch_size` sequences at a time; a `SamplingPredictor` draws other numbers for each of these chunks.
-    Raises `InputError` for a predictor whose shape is not the oracle's.
+    Raises `InputError` for a predictor that has not the oracle's shape or gives no log-probabilities.
     """
-    if tokens.ndim != 2 or not len(tokens):
-        raise InputError("tokens", tuple(tokens.shape), "shape (batch, time) with batch >= 1")
-    if batch_size < 1:
-        raise InputError("batch_size", batch_size, "an integer >= 1")
-    ends = torch.full((len(tokens),), tokens.shape[1], device=tokens.device) if lengths is None else lengths
-    parts = []
+    predictor, batch_size, parts = _predictor(predictor), whole("batch_size", batch_size, 1), []
+    if not callable(oracle):
+        raise InputError("oracle", type(oracle).__name__, "a BayesOracle", "pass for example BayesOracle(env)")
+    tokens, ends = checked_batch(tokens, lengths)
+    if not len(tokens):
+        raise InputError("tokens", tuple(tokens.shape), "one sequence at least")
     for row, some, end in zip(
         range(0, len(tokens), batch_size), tokens.split(batch_size), ends.split(batch_size), strict=True
     ):
@@ -239,15 +242,41 @@ def pointwise_divergence(
     return PointwiseDivergence(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
+def _predictor(given: SequencePredictor | nn.Module) -> SequencePredictor:
+    if isinstance(given, SequencePredictor):
+        return given
+    if isinstance(given, nn.Module):
+        return backbone(given)
+    allowed = "an object with log_probs(tokens), a Stack or a Hugging Face causal language model"
+    raise InputError("predictor", type(given).__name__, allowed)
+
+
+def _edges(given: Sequence[float]) -> list[float]:
+    """The bins' edges, two at least, increasing."""
+    try:
+        edges = [float(edge) for edge in given]
+    except (TypeError, ValueError):
+        edges = []
+    if len(edges) < 2 or not all(a < b for a, b in pairwise(edges)):
+        raise InputError("entropy_edges", given, "two or more increasing numbers (nats)")
+    return edges
+
+
 def _compare(predicted: Tensor, truth: OracleOutput, tokens: Tensor, lengths: Tensor) -> PointwiseDivergence:
     """One chunk's numbers, NaN past each row's length."""
     expected = truth.log_probs
-    if predicted.shape != expected.shape:
+    if not isinstance(predicted, Tensor) or predicted.shape != expected.shape:
         fix = "position 0 is the prior: a predictor gives one entry more than there are tokens"
-        raise InputError("predictor.log_probs", tuple(predicted.shape), f"shape {tuple(expected.shape)}", fix)
+        found = tuple(getattr(predicted, "shape", (type(predicted).__name__,)))
+        raise InputError("predictor.log_probs", found, f"a tensor of shape {tuple(expected.shape)}", fix)
     p, q = (t.double().to(tokens.device) for t in (expected, predicted))
     positions = torch.arange(p.shape[1], device=tokens.device)
     after = positions > lengths[:, None]
+    sums = q.exp().sum(-1).masked_fill(after, 1.0)
+    if bool(((sums - 1).abs() > SUM_TOLERANCE).any()):  # a NaN passes, and shows
+        worst = float(sums.flatten()[(sums - 1).nan_to_num().abs().argmax()])
+        fix = "apply log_softmax(-1) to logits, log() to probabilities"
+        raise InputError("predictor.log_probs", worst, "log-probabilities, whose exponentials sum to 1", fix)
     unknown = positions >= lengths[:, None]  # no token follows
     target = torch.nn.functional.pad(tokens, (0, 1))[..., None]
     nll, oracle_nll = (-t.gather(-1, target)[..., 0].masked_fill(unknown, math.nan) for t in (q, p))

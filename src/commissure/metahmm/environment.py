@@ -17,18 +17,18 @@ makes of it: the blocks with its defects (see `blocks`) and both tables rounded 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from functools import cached_property, reduce
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int, Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from commissure.core.errors import InputError
 from commissure.metahmm.blocks import Blocks, Variant, draw_blocks
 from commissure.metahmm.config import MetaHMMConfig
-from commissure.metahmm.factors import FactorSpace, Split
+from commissure.metahmm.factors import Factors, FactorSpace, Split
+from commissure.metahmm.inputs import Ids, whole
 from commissure.metahmm.sample import Sampler, Sequences
 
 __all__ = ["MetaHMM", "MetaHMMConfig"]
@@ -51,8 +51,9 @@ class MetaHMM:
     def __init__(self, config: MetaHMMConfig, *, seed: int, variant: Variant = "corrected") -> None:
         if variant not in ("corrected", "reference"):
             raise InputError("variant", variant, "'corrected' or 'reference'")
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise InputError("seed", seed, "an integer >= 0")
+        if not isinstance(config, MetaHMMConfig):
+            raise InputError("config", config, "a MetaHMMConfig", "for a named one: MetaHMM.from_preset(name, seed=0)")
+        seed = whole("seed", seed, 0)
         self.config, self.seed, self.variant = config, seed, variant
         self.n_states, self.n_obs = config.n_states, config.n_obs
         self.n_transitions, self.n_emissions = config.n_transitions, config.n_emissions
@@ -80,15 +81,15 @@ class MetaHMM:
         """All task ids."""
         return torch.arange(self.n_tasks)
 
-    def check_tasks(self, argument: str, ids: Int[Tensor, " n"] | Sequence[int]) -> Int64[Tensor, " n"]:
+    def check_tasks(self, argument: str, ids: Ids) -> Int64[Tensor, " n"]:
         """Task ids as a tensor (n,); anything else, or an unknown id, raises `InputError` that names `argument`."""
         return self._factors.check_ids(argument, ids)
 
-    def task_to_factors(self, ids: Int[Tensor, " n"] | Sequence[int]) -> Int64[Tensor, "n factors"]:
+    def task_to_factors(self, ids: Ids) -> Int64[Tensor, "n factors"]:
         """Factor values of tasks, columns as in `factor_names`."""
         return self._factors.to_factors(ids)
 
-    def factors_to_task(self, factors: Int[Tensor, "n factors"] | Sequence[Sequence[int]]) -> Int64[Tensor, " n"]:
+    def factors_to_task(self, factors: Factors) -> Int64[Tensor, " n"]:
         """Task ids of factor values."""
         return self._factors.to_ids(factors)
 
@@ -96,21 +97,21 @@ class MetaHMM:
         """Disjoint ids of training, validation and out-of-distribution tasks; see `FactorSpace.split`."""
         return self._factors.split(n_val, seed=seed, n_held_out_pairs=n_held_out_pairs)
 
-    def transition_matrix(self, ids: Int[Tensor, " n"] | Sequence[int]) -> Float64[Tensor, "n states states"]:
+    def transition_matrix(self, ids: Ids) -> Float64[Tensor, "n states states"]:
         """A of each task."""
         return self.transitions[self.check_tasks("ids", ids) // self.n_emissions]
 
-    def emission_matrix(self, ids: Int[Tensor, " n"] | Sequence[int]) -> Float64[Tensor, "n states tokens"]:
+    def emission_matrix(self, ids: Ids) -> Float64[Tensor, "n states tokens"]:
         """E of each task."""
         return self.emissions[self.check_tasks("ids", ids) % self.n_emissions]
 
     def sample(
         self,
-        task_ids: Int[Tensor, " batch"] | Sequence[int],
+        task_ids: Ids,
         length: int | tuple[int, int],
         *,
         seed: int,
-        switch_to: Int[Tensor, " batch"] | Sequence[int] | None = None,
+        switch_to: Ids | None = None,
         switch_at: int | tuple[int, int] | None = None,
     ) -> Sequences:
         """One sequence of each task, from a uniform start; see `Sampler.sample`."""

@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from commissure.core.errors import InputError
 from commissure.core.mixer import where
-from commissure.metahmm.oracle_inputs import checked_prior, stochastic
+from commissure.metahmm.inputs import Table, checked_matrices, checked_prior, stochastic, whole
 from commissure.nn.padding import check_sequence, check_step, valid
 
 __all__ = ["HMMFilter", "HMMFilterState"]
@@ -49,20 +48,19 @@ class HMMFilter(nn.Module):
 
     def __init__(
         self,
-        initial: Float[Tensor, " states"],
-        transitions: Float[Tensor, "variants states states"],
-        emissions: Float[Tensor, "emissions states vocab"],
+        initial: Table,
+        transitions: Table,
+        emissions: Table,
         *,
-        prior: Float[Tensor, " tasks"] | None = None,
+        prior: Table | None = None,
     ) -> None:
         super().__init__()
-        matrices = {"initial": (initial, 1), "transitions": (transitions, 3), "emissions": (emissions, 3)}
-        for name, (matrix, ndim) in matrices.items():
-            self.register_buffer(name, stochastic(name, matrix, ndim))
-        n_states = len(initial)
-        if transitions.shape[1:] != (n_states, n_states) or emissions.shape[1] != n_states:
-            found = (tuple(transitions.shape), tuple(emissions.shape))
-            raise InputError("transitions, emissions", found, f"(U, {n_states}, {n_states}), (W, {n_states}, V)")
+        names = ("transitions", "emissions")
+        initial, transitions, emissions = checked_matrices(
+            names, stochastic("initial", initial, 1), transitions, emissions
+        )
+        for name, matrix in {"initial": initial, "transitions": transitions, "emissions": emissions}.items():
+            self.register_buffer(name, matrix)
         parts = len(transitions), len(emissions)
         weights = checked_prior(prior, None, parts[0] * parts[1]).view(parts)
         self.register_buffer("prior", weights.to(initial.device))
@@ -73,7 +71,9 @@ class HMMFilter(nn.Module):
     ) -> HMMFilterState:
         """Prior and initial distribution, for each row."""
         joint = (self.prior[:, None, :] * self.initial[None, :, None]).to(device=device, dtype=dtype)
-        return HMMFilterState(joint.expand(batch_size, -1, -1, -1).clone(), joint.new_zeros(batch_size))
+        return HMMFilterState(
+            joint.expand(whole("batch_size", batch_size, 0), -1, -1, -1).clone(), joint.new_zeros(batch_size)
+        )
 
     def step(
         self, x_t: Float[Tensor, "batch vocab"], state: HMMFilterState

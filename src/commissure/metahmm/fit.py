@@ -16,14 +16,15 @@ Each is a mean over all sequences and positions 0 .. T (tokens 1 .. T for the pr
 
 Heads of the paper's sizes are 64 wide whatever the width.  Deviations: rotary positions (the paper: scaled sinusoidal),
 RMS norms, and a learned start token (the paper has none, so that its first prediction follows the first token).
-arXiv 2506.16288, appendix.
+arXiv 2506.16288.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -36,6 +37,8 @@ from commissure.core.rng import generator, isolated, spawn
 from commissure.metahmm.backbones import backbone
 from commissure.metahmm.conditional import SoftPrefix, pooled_codes
 from commissure.metahmm.environment import MetaHMM
+from commissure.metahmm.inputs import whole
+from commissure.metahmm.predictor_inputs import checked_environment
 from commissure.metahmm.samplers import FactorPosterior, LatentFlow
 from commissure.nn.names import ROTARY, MixerFactory
 from commissure.nn.stack import Stack
@@ -100,7 +103,7 @@ class KnownFactors:
     """The factors themselves."""
 
     def __init__(self, env: MetaHMM) -> None:
-        self.env, self.key = env, "factors"
+        self.env, self.key = checked_environment(env), "factors"
 
     def __call__(self, task_ids: Int[Tensor, " batch"], *, seed: int) -> Int[Tensor, "batch factors"]:
         """Row by row; `seed` is not used."""
@@ -108,12 +111,15 @@ class KnownFactors:
 
 
 class ContextCodes:
-    """Label-free: a frozen language model's hidden states pooled over an independent sequence of the task."""
+    """Label-free: a language model's hidden states pooled over an independent sequence of the task.
+
+    The model is copied as it is now, so that codes keep their meaning if it is trained further.
+    """
 
     def __init__(self, env: MetaHMM, lm: nn.Module, *, length: int = 100) -> None:
-        if length < 1:
-            raise InputError("length", length, "an integer >= 1")
-        self.env, self.lm, self.length = env, lm, length
+        self.env = checked_environment(env)
+        _check_vocab(lm, env, exactly=False)
+        self.lm, self.length = copy.deepcopy(lm).eval(), whole("length", length, 1)
         weights = hashlib.sha256()
         for tensor in lm.state_dict().values():
             weights.update(tensor.detach().cpu().float().numpy().tobytes())
@@ -138,8 +144,11 @@ def implicit_stack(size: str, *, vocab: int, mixer: str | MixerFactory = "attent
     >>> sum(p.numel() for p in implicit_stack("1.1m", vocab=50).parameters())
     1065216
     """
+    vocab = whole("vocab", vocab, 1)
     if size not in _SIZES:
         raise InputError("size", size, f"one of {', '.join(_SIZES)}")
+    if not isinstance(mixer, str) and not callable(mixer):
+        raise InputError("mixer", mixer, "the name of a mixer, or a factory")
     layers, heads, dim, head_dim = _SIZES[size]
     positions: Literal["rotary", "none"] = "rotary" if mixer in ROTARY else "none"
     with isolated(seed, "model"):
@@ -150,7 +159,7 @@ def fit(
     model: nn.Module,
     env: MetaHMM,
     *,
-    tasks: Int[Tensor, " tasks"] | None = None,
+    tasks: Int[Tensor, " tasks"] | Sequence[int] | None = None,
     codes: TaskCodes | None = None,
     config: FitConfig | None = None,
     seed: int = 0,
@@ -169,10 +178,20 @@ def fit(
     2
     """
     config = FitConfig() if config is None else config
-    tasks = torch.arange(env.n_tasks) if tasks is None else tasks
-    if tasks.ndim != 1 or not len(tasks):
+    checked_environment(env)
+    for name, value, kind in (
+        ("config", config, FitConfig),
+        ("codes", codes, TaskCodes),
+        ("checkpoint", checkpoint, Checkpoint),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise InputError(name, type(value).__name__, f"a {kind.__name__}, or None")
+    tasks = env.task_ids if tasks is None else env.check_tasks("tasks", tasks)
+    if not len(tasks):
         raise InputError("tasks", tuple(tasks.shape), "task ids of shape (n,), n >= 1")
     is_implicit = not isinstance(model, (SoftPrefix, FactorPosterior, LatentFlow))
+    lm = model if is_implicit else model.lm
+    _check_vocab(lm, env, exactly=is_implicit or isinstance(model, SoftPrefix))  # type: ignore[arg-type]
     if is_implicit and codes is not None:
         raise InputError("codes", type(codes).__name__, "None for a model that is not told the task")
     codes = KnownFactors(env) if codes is None and not is_implicit else codes
@@ -194,6 +213,13 @@ def fit(
         checkpoint=checkpoint,
     )  # fmt: skip
     return FitResult(model, result.losses)
+
+
+def _check_vocab(lm: nn.Module, env: MetaHMM, *, exactly: bool) -> None:
+    """A predictor has the environment's tokens; what only reads them may know more."""
+    vocab = backbone(lm).vocab
+    if vocab < env.n_obs or (exactly and vocab > env.n_obs):
+        raise InputError("vocab", vocab, f"the environment's n_obs = {env.n_obs}", f"make the model with {env.n_obs}")
 
 
 def _loss(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:

@@ -1,19 +1,20 @@
 """Prediction by sampling tasks: the posterior predictive as an average over codes drawn from q(c | x_<=t).
 
     p(x_{t+1} | x_<=t) = sum_k W_k p_dec(x_{t+1} | x_<=t, c_k)
-    plain        W_k = 1 / K,                                      c_k ~ q(. | x_<=t)
+    plain        W_k = 1 / K,  or 0 where c_k excludes x_<=t,      c_k ~ q(. | x_<=t)
     importance   W_k prop. to p(c_k) prod_{i<=t} p_dec(x_i | x_<i, c_k) / q(c_k | x_<=t)
     smc          particles kept over time, weighted by p_dec(x_t | x_<t, c_k): `particles`
 
 The plain average converges, as K grows, to the mixture under q, whatever q's bias; the other two to the conditional
 predictor's own Bayes mixture.  ESS = 1 / sum W_k^2.  Probabilities are averaged, never logits.  A code is decoded once
 a sequence however often it was drawn, so that the cost is the number of distinct codes.
-arXiv 2506.16288, section 4 (plain).
+arXiv 2506.16288 (plain).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -25,7 +26,9 @@ from commissure.core.rng import spawn
 from commissure.metahmm.backbones import flops_per_token
 from commissure.metahmm.conditional import ConditionalPredictor
 from commissure.metahmm.divergence import SequencePredictor
+from commissure.metahmm.inputs import whole
 from commissure.metahmm.particles import filter_particles, mixture
+from commissure.metahmm.predictor_inputs import checked_tensor
 from commissure.metahmm.samplers import Proposal, TaskSampler
 
 __all__ = ["EntropyGate", "MonteCarloOutput", "MonteCarloPredictor"]
@@ -36,15 +39,22 @@ _CELLS = 1 << 25  # log-probabilities of decoded codes held at once (float32: 12
 _ROWS = 512  # codes decoded in one batch
 
 
-class EntropyGate(NamedTuple):
+@dataclass(frozen=True)
+class EntropyGate:
     """Sample where low <= H < high (nats), elsewhere fall back; H is the mean of -log q of the position's own samples.
 
     Near a threshold this biases what is sampled, more so for small K: the samples that are averaged decided.  H of a
-    density (`LatentFlow`) can be negative and depends on the codes' unit: give it a `low`.
+    density (`LatentFlow`) can be negative and depends on the codes' unit.
     """
 
-    low: float = 0.0
+    low: float = -math.inf
     high: float = math.inf
+
+    def __post_init__(self) -> None:
+        ends = (self.low, self.high)
+        are_numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends)
+        if not (are_numbers and self.low < self.high):
+            raise InputError("low, high", ends, "two numbers (nats), low below high")
 
 
 class MonteCarloOutput(NamedTuple):
@@ -92,13 +102,21 @@ class MonteCarloPredictor:
         fallback: SequencePredictor | None = None,
         seed: int = 0,
     ) -> None:
-        if not isinstance(n_samples, int) or n_samples < 1:
-            raise InputError("n_samples", n_samples, "an integer >= 1")
+        if not isinstance(conditional, ConditionalPredictor):
+            raise InputError("conditional", type(conditional).__name__, "a SoftPrefix or another ConditionalPredictor")
+        if not isinstance(sampler, TaskSampler):
+            raise InputError("sampler", type(sampler).__name__, "a FactorPosterior or another TaskSampler")
+        n_samples = whole("n_samples", n_samples, 1)
         if weighting not in WEIGHTINGS:
             raise InputError("weighting", weighting, f"one of {', '.join(WEIGHTINGS)}")
         if (gate is None) != (fallback is None):
             fix = "the fallback predicts where the gate does not sample"
             raise InputError("gate, fallback", (gate, fallback), "both or neither", fix)
+        if gate is not None and not isinstance(gate, EntropyGate):
+            raise InputError("gate", gate, "an EntropyGate")
+        if fallback is not None and not isinstance(fallback, SequencePredictor):
+            fix = "pass backbone(model) of a Hugging Face model"
+            raise InputError("fallback", type(fallback).__name__, "a predictor with log_probs", fix)
         self.conditional, self.sampler, self.n_samples, self.weighting = conditional, sampler, n_samples, weighting
         self.gate, self.fallback, self.seed = gate, fallback, seed
 
@@ -108,6 +126,7 @@ class MonteCarloPredictor:
 
     def from_row(self, row: int) -> MonteCarloPredictor:
         """The predictor for sequences from the `row`-th on: row 0's is itself, others draw other numbers."""
+        row = whole("row", row, 0)
         return self if row == 0 else self.having(seed=spawn(self.seed, "from row", row))
 
     def having(
@@ -127,7 +146,8 @@ class MonteCarloPredictor:
     @torch.no_grad()
     def __call__(self, tokens: Int[Tensor, "batch time"]) -> MonteCarloOutput:
         """Predictions at positions 0 .. T, with what they cost."""
-        if tokens.ndim != 2 or not len(tokens):
+        tokens = checked_tensor("tokens", tokens, ("batch", "time"), below=self.conditional.vocab)
+        if not len(tokens):
             raise InputError("tokens", tuple(tokens.shape), "shape (batch, time) with batch >= 1")
         proposal = _Counted(self.sampler.propose(tokens))
         positions = torch.arange(tokens.shape[1] + 1, device=tokens.device)
@@ -153,12 +173,12 @@ class MonteCarloPredictor:
             )
         offset = proposal.log_prior(codes) - log_q if self.weighting == "importance" and log_q is not None else None
         cells = codes.shape[1] * codes.shape[2] * len(positions) * self.conditional.vocab
-        parts = [
-            _average(
-                self.conditional, tokens[rows], codes[rows], None if offset is None else offset[rows], sampled[rows]
+        parts = []
+        for rows in torch.arange(len(tokens), device=tokens.device).split(max(1, _CELLS // cells)):
+            own = None if offset is None else offset[rows]
+            parts.append(
+                _average(self.conditional, tokens[rows], codes[rows], own, sampled[rows], first_row=int(rows[0]))
             )
-            for rows in torch.arange(len(tokens), device=tokens.device).split(max(1, _CELLS // cells))
-        ]
         return self._fall_back(
             tokens,
             MonteCarloOutput(*(torch.cat(field) for field in zip(*parts, strict=True)))._replace(
@@ -187,6 +207,8 @@ class MonteCarloPredictor:
         if self.fallback is None:
             return output
         implicit = self.fallback.log_probs(tokens)
+        if implicit.shape != output.log_probs.shape:
+            raise InputError("fallback.log_probs", tuple(implicit.shape), f"shape {tuple(output.log_probs.shape)}")
         return output._replace(
             log_probs=torch.where(output.sampled[..., None], output.log_probs, implicit),
             ess=output.ess.masked_fill(~output.sampled, math.nan),
@@ -199,6 +221,8 @@ def _average(
     codes: Shaped[Tensor, "batch time_plus_1 n code_dim"],
     offset: Float[Tensor, "batch time_plus_1 n"] | None,
     sampled: Bool[Tensor, "batch time_plus_1"],
+    *,
+    first_row: int,
 ) -> MonteCarloOutput:
     """The weighted average at every position; each distinct code of a row is decoded once, as far as it is needed.
 
@@ -219,12 +243,13 @@ def _average(
     index = torch.zeros(used.shape, dtype=torch.int64, device=tokens.device)
     index[used] = which
     positions = torch.arange(n_positions, device=tokens.device)[:, None]
-    log_weights = torch.zeros(used.shape, dtype=decoded.dtype, device=tokens.device)
-    if offset is not None:
-        gained = decoded[:, :-1].gather(-1, tokens[owner][..., None])[..., 0]
-        log_lik = torch.nn.functional.pad(gained.cumsum(1), (1, 0))
-        log_weights = torch.where(used, offset.to(decoded) + log_lik[index, positions], log_weights)
-    log_weights, ess = mixture(log_weights)
+    gained = decoded[:, :-1].gather(-1, tokens[owner][..., None])[..., 0]
+    log_lik = torch.nn.functional.pad(gained.cumsum(1), (1, 0))[index, positions]
+    if offset is None:
+        log_weights = torch.zeros_like(log_lik).masked_fill(log_lik == -math.inf, -math.inf)
+    else:
+        log_weights = offset.to(decoded) + log_lik
+    log_weights, ess = mixture(log_weights.masked_fill(~used, 0.0), row=first_row)
     n_forward, n_tokens = count.index_add(0, owner, torch.ones_like(owner)), count.index_add(0, owner, n_run)
     log_probs = torch.logsumexp(log_weights[..., None] + decoded[index, positions], 2)
     return MonteCarloOutput(log_probs, ess, sampled, n_forward, n_tokens, count)
@@ -261,10 +286,12 @@ def _decode(
 ) -> tuple[Float[Tensor, "distinct time_plus_1 vocab"], Int[Tensor, " distinct"]]:
     """Predictions of each (row, code) up to its last position, and the positions it was really run at.
 
-    Codes of like lengths run together, each up to the longest of its batch.
+    Codes whose lengths are between the same powers of two run together, each up to the longest of its batch.
     """
     decoded, n_run = torch.zeros(0), torch.zeros_like(last)
-    for chosen in last.argsort(descending=True, stable=True).split(_ROWS):
+    order = last.argsort(descending=True, stable=True)
+    _, sizes = (last[order] + 1).log2().int().unique_consecutive(return_counts=True)
+    for chosen in (batch for octave in order.split(sizes.tolist()) for batch in octave.split(_ROWS)):
         end = int(last[chosen].max())
         log_probs, _ = conditional.prefill(tokens[row[chosen], :end], codes[chosen])
         if not len(decoded):

@@ -18,30 +18,34 @@ after t tokens; index 0 is the prior, pi E.  Factorization and pruning are our o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from commissure.core.errors import DegenerateError, InputError
 from commissure.core.rng import torch_generator
-from commissure.metahmm.oracle_inputs import checked_lengths, checked_prior, checked_prune, stochastic
+from commissure.metahmm.factors import TaskFamily
+from commissure.metahmm.inputs import (
+    Device,
+    Ids,
+    Lengths,
+    Table,
+    Tokens,
+    checked_batch,
+    checked_matrices,
+    checked_prior,
+    checked_prune,
+    integers,
+    whole,
+)
 from commissure.native.hmm import HMMFiltered, HMMState, hmm_family, hmm_filter, hmm_state
 
-__all__ = ["BayesOracle", "FactorMarginals", "OraclePredictions", "TaskFamily", "TaskMarginals"]
+__all__ = ["BayesOracle", "FactorMarginals", "OraclePredictions", "TaskMarginals"]
 
 _STATE_BYTES = 2**27  # of the sequences filtered in one call: their states are read once and written once
-
-
-@runtime_checkable
-class TaskFamily(Protocol):
-    """What the oracle reads of an environment: U x W tasks that share transition and emission matrices."""
-
-    initial: Float[Tensor, " states"]
-    transitions: Float[Tensor, "variants states states"]
-    emissions: Float[Tensor, "emissions states vocab"]
 
 
 class OraclePredictions(NamedTuple):
@@ -81,14 +85,19 @@ class BayesOracle:
     added up in `dropped_mass`.  Under the model its later posterior mass is a martingale: it stays the same on average,
     and exceeds c at any later time with probability at most dropped_mass / c, while |p - p*|_1 is at most twice that
     later mass.  Must be below the prior mass of every variant, or the truth may go at once; 1e-8 is a good choice.
+    The prediction told at such a token still counts what is then left out, and the next token's evidence does not:
+    `log_evidence` is no longer quite the sum of `log_probs` (off by 4e-6 at most in 20 sequences of 100 tokens of
+    "small" at 1e-8).
 
-    `rescale`: "joint" keeps one scale for all tasks, which loses tasks below 1e-308 (float32: 1e-38) of the mass;
+    `rescale`: "joint" keeps one scale for all tasks, settled every 8th token.  It loses tasks whose share of the mass
+    is below 1e-308 (float32: 1e-38), and if those 8 tokens are very surprising, below 1e-187 (1e-26) in between.
     "task" keeps one a task, for data that no task explains and that may revive any of them, at several times the cost.
 
     `on_impossible`: "raise" a DegenerateError at a token of probability zero, or "-inf" as the log evidence from there.
 
-    The matrices' rows may be off by 1e-3 (half precision); they are normalized.  Computes on the device of the
-    matrices: a C++ kernel on a CPU, torch on a GPU.  No gradient; `HMMFilter` has one.
+    The matrices' rows may be off by 1e-3 (half precision); they are normalized.  Computes on `device`, or else on that
+    of the matrices, where tokens are moved and results are: a C++ kernel on a CPU, torch on a GPU.  No gradient;
+    `HMMFilter` has one.  Tensors, arrays and nested lists alike; batches of any size are filtered in chunks of rows.
     Raises InputError for what does not fit.
 
     >>> from commissure.metahmm import MetaHMM
@@ -102,43 +111,52 @@ class BayesOracle:
         self,
         env: TaskFamily,
         *,
-        tasks: Int64[Tensor, " n"] | Sequence[int] | None = None,
-        prior: Float[Tensor, " n"] | Sequence[float] | None = None,
+        tasks: Ids | None = None,
+        prior: Table | None = None,
         dtype: torch.dtype = torch.float64,
+        device: Device | None = None,
         prune: float = 0.0,
         rescale: Literal["joint", "task"] = "joint",
         on_impossible: Literal["raise", "-inf"] = "raise",
     ) -> None:
+        if not isinstance(env, TaskFamily):
+            fix = "pass a MetaHMM, or a list of HMMs to BayesOracle.from_hmms"
+            raise InputError("env", type(env).__name__, "an object with initial, transitions and emissions", fix)
         self._factors = tuple(getattr(env, "factor_names", ())), tuple(getattr(env, "factor_sizes", ()))
-        initial = stochastic("initial", env.initial, 1).expand(len(env.transitions), -1)
-        self._set_up(initial, env.transitions, env.emissions[None], tasks, prior, dtype)
+        names = ("transitions", "emissions")
+        initial, transitions, emissions = checked_matrices(names, env.initial, env.transitions, env.emissions, device)
+        self._set_up(initial, transitions, emissions[None], tasks, prior, dtype)
         self._set_options(prune, rescale, on_impossible)
 
     @classmethod
     def from_hmms(
         cls,
-        initial: Float[Tensor, "tasks states"],
-        transition: Float[Tensor, "tasks states states"],
-        emission: Float[Tensor, "tasks states vocab"],
+        initial: Table,
+        transition: Table,
+        emission: Table,
         *,
-        prior: Float[Tensor, " tasks"] | Sequence[float] | None = None,
+        prior: Table | None = None,
         dtype: torch.dtype = torch.float64,
+        device: Device | None = None,
         prune: float = 0.0,
         rescale: Literal["joint", "task"] = "joint",
         on_impossible: Literal["raise", "-inf"] = "raise",
     ) -> BayesOracle:
         """The oracle over a list of HMMs that share nothing; task i is the i-th.
 
-        >>> initial, stay = torch.full((2, 2), 0.5), torch.eye(2).expand(2, 2, 2)
-        >>> emission = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.5, 0.5], [0.5, 0.5]]])
-        >>> BayesOracle.from_hmms(initial, stay, emission).task_posterior(torch.tensor([[0, 0, 0]])).tolist()
+        `initial` (tasks, states), or (states,) if all start alike; `transition` (tasks, states, states); `emission`
+        (tasks, states, vocab).
+
+        >>> stay, emission = [[[1, 0], [0, 1]]] * 2, [[[1, 0], [0, 1]], [[0.5, 0.5], [0.5, 0.5]]]
+        >>> BayesOracle.from_hmms([0.5, 0.5], stay, emission).task_posterior([[0, 0, 0]]).tolist()
         [[0.8, 0.2]]
         """
         oracle = cls.__new__(cls)
         oracle._factors = (), ()
-        if emission.ndim != 3 or len(emission) != len(transition):
+        names = ("transition", "emission")
+        initial, transition, emission = checked_matrices(names, initial, transition, emission, device)
+        if len(emission) != len(transition):
             raise InputError("emission", tuple(emission.shape), f"shape ({len(transition)}, states, vocab)")
-        initial = stochastic("initial", initial, 2)
         oracle._set_up(initial, transition, emission[:, None], None, prior, dtype)
         oracle._set_options(prune, rescale, on_impossible)
         return oracle
@@ -148,15 +166,12 @@ class BayesOracle:
         initial: Tensor,
         transitions: Tensor,
         emissions: Tensor,
-        tasks: Tensor | Sequence[int] | None,
-        prior: Tensor | Sequence[float] | None,
+        tasks: Ids | None,
+        prior: Table | None,
         dtype: torch.dtype,
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise InputError("dtype", dtype, "torch.float32 or torch.float64")
-        transitions, emissions = stochastic("transitions", transitions, 3), stochastic("emissions", emissions, 4)
-        if initial.shape != transitions.shape[:2]:
-            raise InputError("initial", tuple(initial.shape), "as many states as transitions", "pass matching matrices")
         self.dtype, self.device = dtype, transitions.device
         self.n_transitions, self.n_states, _ = transitions.shape
         self.n_emissions, self.n_obs = emissions.shape[1], emissions.shape[3]
@@ -164,7 +179,7 @@ class BayesOracle:
         self._family = hmm_family(transitions.to(dtype), emissions.to(dtype))
         self.prior = checked_prior(prior, tasks, self.n_tasks).to(self.device)
         by_parts = self.prior.view(self.n_transitions, 1, self.n_emissions)
-        self._joint = (by_parts * initial[:, :, None]).to(dtype)
+        self._joint = (by_parts * initial.expand(self.n_transitions, -1)[:, :, None]).to(dtype)
 
     def _set_options(self, prune: float, rescale: str, on_impossible: str) -> None:
         if rescale not in ("joint", "task"):
@@ -174,9 +189,7 @@ class BayesOracle:
         self.prune = checked_prune(prune, self.prior.view(self.n_transitions, -1).sum(1))
         self._per_task, self._raises = rescale == "task", on_impossible == "raise"
 
-    def __call__(
-        self, tokens: Int64[Tensor, "batch time"], lengths: Int[Tensor, " batch"] | None = None
-    ) -> OraclePredictions:
+    def __call__(self, tokens: Tokens, lengths: Lengths | None = None) -> OraclePredictions:
         """Predictive, evidence and task entropy after every prefix; `lengths` of the rows of a padded batch."""
         told = [filtered for filtered, _ in self._run(tokens, lengths)]
         return OraclePredictions(
@@ -186,15 +199,11 @@ class BayesOracle:
             torch.cat([x.dropped_mass for x in told]),
         )
 
-    def log_probs(
-        self, tokens: Int64[Tensor, "batch time"], lengths: Int[Tensor, " batch"] | None = None
-    ) -> Float[Tensor, "batch times vocab"]:
+    def log_probs(self, tokens: Tokens, lengths: Lengths | None = None) -> Float[Tensor, "batch times vocab"]:
         """log p*(next token) after 0, 1, ..., time tokens."""
         return torch.cat([filtered.log_probs for filtered, _ in self._run(tokens, lengths, entropy=False)])
 
-    def epistemic(
-        self, tokens: Int64[Tensor, "batch time"], lengths: Int[Tensor, " batch"] | None = None
-    ) -> Float[Tensor, "batch times"]:
+    def epistemic(self, tokens: Tokens, lengths: Lengths | None = None) -> Float[Tensor, "batch times"]:
         """I_t in nats: what knowing the task would tell about the next token.
 
         Takes the predictive of every live task, states x vocab multiplications for each task and token (15 times the
@@ -205,17 +214,13 @@ class BayesOracle:
             [_nonnegative(x.epistemic) for x, _ in self._run(tokens, lengths, entropy=False, epistemic=True)]
         )
 
-    def marginals(
-        self, tokens: Int64[Tensor, "batch time"], lengths: Int[Tensor, " batch"] | None = None
-    ) -> TaskMarginals:
+    def marginals(self, tokens: Tokens, lengths: Lengths | None = None) -> TaskMarginals:
         """Posteriors over transition and over emission matrices after every prefix."""
         told = [filtered for filtered, _ in self._run(tokens, lengths, entropy=False, marginals=True)]
         transition = torch.cat([_given(x.transition_posterior) for x in told])
         return TaskMarginals(transition, torch.cat([_given(x.emission_posterior) for x in told]))
 
-    def factor_marginals(
-        self, tokens: Int64[Tensor, "batch time"], lengths: Int[Tensor, " batch"] | None = None
-    ) -> FactorMarginals:
+    def factor_marginals(self, tokens: Tokens, lengths: Lengths | None = None) -> FactorMarginals:
         """Posterior of each factor of the environment after every prefix; InputError if it names no factors."""
         names, sizes = self._factors
         cuts = [i for i in range(len(sizes) + 1) if math.prod(sizes[:i]) == self.n_transitions]
@@ -226,19 +231,17 @@ class BayesOracle:
         posteriors = (*_by_factor(told.transition, sizes[:cut]), *_by_factor(told.emission, sizes[cut:]))
         return FactorMarginals(names, posteriors)
 
-    def task_posterior(
-        self, tokens: Int64[Tensor, "batch time"], lengths: Int[Tensor, " batch"] | None = None
-    ) -> Float[Tensor, "batch tasks"]:
+    def task_posterior(self, tokens: Tokens, lengths: Lengths | None = None) -> Float[Tensor, "batch tasks"]:
         """Posterior of every task after each row's last token."""
         return torch.cat([self.posterior_of(state) for _, state in self._run(tokens, lengths, entropy=False)])
 
     def sample_tasks(
         self,
-        tokens: Int64[Tensor, "batch time"],
+        tokens: Tokens,
         n: int,
         *,
         seed: int,
-        lengths: Int[Tensor, " batch"] | None = None,
+        lengths: Lengths | None = None,
         every_position: bool = False,
     ) -> Int64[Tensor, "*drawn"]:
         """`n` independent draws from the task posterior, (batch, n) after each row's last token.
@@ -246,35 +249,35 @@ class BayesOracle:
         With `every_position`, (batch, time + 1, n), fresh draws after every prefix; positions past a row's length
         repeat the posterior of its end.  Raises DegenerateError where no assumed task explains the tokens.
         """
-        if n < 1:
-            raise InputError("n", n, "an integer >= 1")
+        n, (tokens, lengths) = whole("n", n, 1), self._checked(tokens, lengths)
+        shape = (tokens.shape[1] + 1 if every_position else 1, len(tokens), n)
         generator = torch_generator(seed, "tasks", device=self.device)
+        points = torch.rand(shape, generator=generator, dtype=torch.float64, device=self.device)
         if not every_position:
-            return self._draw(self.task_posterior(tokens, lengths), n, generator)
-        lengths = checked_lengths(tokens, lengths)
-        state = self.init_state(len(tokens))
-        drawn = [self._draw(self.posterior_of(state), n, generator)]
-        for t in range(tokens.shape[1]):
-            _, state = self._filter(
-                tokens[:, t : t + 1], state, (lengths > t).long(), start=False, entropy=False, first_time=t
-            )
-            drawn.append(self._draw(self.posterior_of(state), n, generator))
-        return torch.stack(drawn, 1)
+            return _draw(self.task_posterior(tokens, lengths), points[0])
+        parts = (self._draw_everywhere(tokens, lengths, points, rows) for rows in self._chunks(len(tokens)))
+        return torch.cat(list(parts))
 
     def init_state(self, batch_size: int) -> HMMState:
         """The state before the first token, for a batch."""
-        return hmm_state(self._joint.expand(batch_size, -1, -1, -1).contiguous(), per_task=self._per_task)
+        joint = self._joint.expand(whole("batch_size", batch_size, 0), -1, -1, -1)
+        try:
+            return hmm_state(joint.contiguous(), per_task=self._per_task)
+        except RuntimeError:  # torch's for memory
+            size = batch_size * self._joint.nbytes / 2**30
+            raise InputError(
+                "batch_size", batch_size, f"states that fit in memory: {size:,.1f} GiB asked for"
+            ) from None
 
-    def step(self, token: Int64[Tensor, " batch"], state: HMMState) -> tuple[Float[Tensor, "batch vocab"], HMMState]:
+    def step(self, token: Ids, state: HMMState) -> tuple[Float[Tensor, "batch vocab"], HMMState]:
         """One token in each row; the log probabilities of the next one, and the state after it."""
-        if token.ndim != 1:
-            raise InputError("token", tuple(token.shape), "shape (batch,)", "one token a row")
-        told, state = self._filter(token[:, None], state, torch.ones_like(token), start=False, entropy=False)
+        token = integers("token", token, "batch").to(self.device)
+        told, state = self._filter(token[:, None], _state(state), torch.ones_like(token), start=False, entropy=False)
         return told.log_probs[:, 1], state
 
     def posterior_of(self, state: HMMState) -> Float[Tensor, "batch tasks"]:
         """Posterior of every task in a streaming state."""
-        mass = state.joint.sum(2)
+        mass = _state(state).joint.sum(2)
         if state.exponent.shape[1]:
             alive = mass > 0
             highest = torch.where(alive, state.exponent, torch.iinfo(torch.int32).min).amax((1, 2), keepdim=True)
@@ -284,27 +287,34 @@ class BayesOracle:
 
     def _run(
         self,
-        tokens: Tensor,
-        lengths: Tensor | None,
+        tokens: Tokens,
+        lengths: Lengths | None,
         *,
         entropy: bool = True,
         epistemic: bool = False,
         marginals: bool = False,
     ) -> Iterator[tuple[HMMFiltered, HMMState]]:
         """Filter whole sequences, as many at once as memory is meant to hold."""
-        lengths = checked_lengths(tokens, lengths)
-        rows = max(1, _STATE_BYTES // max(1, self._joint.nbytes))
-        for first in range(0, max(1, len(tokens)), rows):
-            some = tokens[first : first + rows]
+        tokens, lengths = self._checked(tokens, lengths)
+        for rows in self._chunks(len(tokens)):
+            some = tokens[rows]
             yield self._filter(
                 some,
                 self.init_state(len(some)),
-                lengths[first : first + rows],
+                lengths[rows],
                 entropy=entropy,
                 epistemic=epistemic,
                 marginals=marginals,
-                first_row=first,
+                first_row=rows.start,
             )
+
+    def _checked(self, tokens: Tokens, lengths: Lengths | None) -> tuple[Tensor, Tensor]:
+        return checked_batch(tokens, lengths, vocab=self.n_obs, device=self.device)
+
+    def _chunks(self, batch: int) -> list[slice]:
+        """Rows whose states are filtered together; one chunk for none."""
+        rows = max(1, _STATE_BYTES // max(1, self._joint.nbytes))
+        return [slice(first, first + rows) for first in range(0, max(1, batch), rows)]
 
     def _filter(
         self,
@@ -331,16 +341,36 @@ class BayesOracle:
             )
         return told, after
 
-    @staticmethod
-    def _draw(posterior: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        lost = posterior.isnan().any(1).nonzero()
-        if len(lost):
-            raise DegenerateError(f"tokens[{int(lost[0])}]: no assumed task explains them, so none can be drawn")
-        sums = posterior.double().cumsum(1)
-        points = torch.rand(len(sums), n, generator=generator, dtype=torch.float64, device=sums.device)
-        drawn = torch.searchsorted(sums, points * sums[:, -1:], right=True)
-        last = sums.shape[1] - 1 - posterior.flip(1).gt(0).int().argmax(1, keepdim=True)
-        return torch.minimum(drawn, last)  # a point may round up to the total
+    def _draw_everywhere(self, tokens: Tensor, lengths: Tensor, points: Tensor, rows: slice) -> Tensor:
+        """Tasks (rows, time + 1, n) of a chunk of the batch."""
+        tokens, lengths, points = tokens[rows], lengths[rows], points[:, rows]
+        state = self.init_state(len(tokens))
+        drawn = [_draw(self.posterior_of(state), points[0], rows.start)]
+        for t in range(tokens.shape[1]):
+            some, more = tokens[:, t : t + 1], (lengths > t).long()
+            at = {"first_row": rows.start, "first_time": t}
+            _, state = self._filter(some, state, more, start=False, entropy=False, **at)
+            drawn.append(_draw(self.posterior_of(state), points[t + 1], rows.start))
+        return torch.stack(drawn, 1)
+
+
+def _draw(posterior: Float[Tensor, "rows tasks"], points: Float[Tensor, "rows n"], first_row: int = 0) -> Tensor:
+    """The tasks that uniform numbers fall to."""
+    lost = posterior.isnan().any(1).nonzero()
+    if len(lost):
+        raise DegenerateError(
+            f"tokens[{first_row + int(lost[0])}]: no assumed task explains them, so none can be drawn"
+        )
+    sums = posterior.double().cumsum(1)
+    drawn = torch.searchsorted(sums, points * sums[:, -1:], right=True)
+    last = sums.shape[1] - 1 - posterior.flip(1).gt(0).int().argmax(1, keepdim=True)
+    return torch.minimum(drawn, last)  # a point may round up to the total
+
+
+def _state(state: HMMState) -> HMMState:
+    if not isinstance(state, HMMState):
+        raise InputError("state", type(state).__name__, "an HMMState", "begin with oracle.init_state(batch_size)")
+    return state
 
 
 def _given(x: Tensor | None) -> Tensor:

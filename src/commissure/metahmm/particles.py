@@ -64,7 +64,7 @@ def filter_particles(
     for t in range(tokens.shape[1] + 1):
         if t > 0:
             particles.observe(t)
-        normalized = mixture(particles.log_weights)[0]
+        normalized = mixture(particles.log_weights, position=t)[0]
         ess = particles.effective_lineages(normalized)
         poor = ess < n_particles / 2
         if t > 0 and bool(poor.any()):
@@ -75,14 +75,23 @@ def filter_particles(
     return Filtered(torch.stack(predictions, 1), torch.stack(sizes, 1), particles.n_forward, particles.n_tokens)
 
 
-def mixture(log_weights: Float[Tensor, "*batch n"]) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch"]]:
+def mixture(
+    log_weights: Float[Tensor, "*batch n"], *, row: int = 0, position: int = 0
+) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch"]]:
     """Normalized log-weights and the effective sample size 1 / sum W^2.
+
+    Raises `DegenerateError` where all weights are zero; `row` and `position` are those of the first entry.
 
     >>> mixture(torch.tensor([0.0, 0.0, -torch.inf]))[1].item()
     2.0
     """
-    if bool((log_weights.amax(-1) == -torch.inf).any()):
-        raise DegenerateError("no sample gives its sequence a positive probability: draw more, or soften the predictor")
+    lost = (log_weights.amax(-1) == -torch.inf).nonzero()
+    if len(lost):
+        at, t, *_ = [*lost[0].tolist(), 0, 0]
+        raise DegenerateError(
+            f"tokens[{row + at}, :{position + t}]: impossible under each of the {log_weights.shape[-1]} codes drawn; "
+            "draw more (n_samples), or take a conditional predictor that excludes nothing"
+        )
     log_weights = log_weights.log_softmax(-1)
     return log_weights, torch.exp(-torch.logsumexp(2 * log_weights, -1))
 

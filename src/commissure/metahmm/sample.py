@@ -11,7 +11,7 @@ beginnings of longer ones, and a switch changes nothing before it.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from commissure.core.errors import InputError
 from commissure.core.rng import generator
+from commissure.metahmm.factors import TaskFamily
 
-__all__ = ["AliasTable", "Family", "Sampler", "Sequences", "alias_table", "sample_reference"]
+__all__ = ["AliasTable", "Sampler", "Sequences", "alias_table", "sample_reference"]
 
 
 class Sequences(NamedTuple):
@@ -132,17 +133,8 @@ def alias_table(rows: Float64[np.ndarray, "rows entries"]) -> AliasTable:
     return AliasTable(threshold.reshape(-1), alias.reshape(-1))
 
 
-@runtime_checkable
-class Family(Protocol):
-    """What a sequence is drawn from; an environment is one."""
-
-    initial: Float64[Tensor, " states"]
-    transitions: Float64[Tensor, "u states states"]
-    emissions: Float64[Tensor, "w states tokens"]
-
-
 def sample_reference(
-    family: Family,
+    family: TaskFamily,
     task_ids: Int64[Tensor, " batch"],
     length: int | tuple[int, int],
     *,
@@ -203,15 +195,11 @@ def _plan(
 
 
 def _ends(argument: str, value: int | tuple[int, int], at_least: int) -> tuple[int, int]:
-    ends = (value, value) if isinstance(value, int) else value
-    if (
-        not isinstance(ends, tuple)
-        or len(ends) != 2
-        or not all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
-        or not at_least <= ends[0] <= ends[1]
-    ):
+    ends = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    are_whole = all(isinstance(end, int | np.integer) and not isinstance(end, bool) for end in ends)
+    if len(ends) != 2 or not are_whole or not at_least <= ends[0] <= ends[1]:
         raise InputError(argument, value, f"an integer >= {at_least}, or a pair of them in order")
-    return ends
+    return int(ends[0]), int(ends[1])
 
 
 def _task_by_time(task_ids: Tensor, plan: _Plan, switch_to: Tensor | None) -> np.ndarray:

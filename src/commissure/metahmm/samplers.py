@@ -6,11 +6,12 @@
 
 h_t is the last norm's output after t tokens.  The flow stands in for the paper's diffusion over pooled codes, which has
 no tractable density: affine coupling layers (arXiv 1605.08803) over a mixture of Gaussians, all conditional on h_t.
-A prior that is not known in closed form (the flow's) is q at position 0.  arXiv 2506.16288, sections 4 and 5.
+A prior that is not known in closed form (the flow's) is q at position 0.  arXiv 2506.16288.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol, cast, runtime_checkable
@@ -24,6 +25,8 @@ from commissure.core.errors import InputError
 from commissure.core.rng import torch_generator
 from commissure.metahmm.backbones import backbone
 from commissure.metahmm.conditional import FactorEmbedding, hidden_states
+from commissure.metahmm.inputs import whole
+from commissure.metahmm.predictor_inputs import checked_counts, checked_tensor
 
 __all__ = ["FactorPosterior", "LatentFlow", "OraclePosterior", "Proposal", "TablePosterior", "TaskSampler"]
 
@@ -71,34 +74,52 @@ class TablePosterior:
         codes: Int[Tensor, "tasks code_dim"] | None = None,
         log_prior: Float[Tensor, " tasks"] | None = None,
     ) -> None:
-        n_tasks = log_probs.shape[-1]
+        allowed = "a real tensor (batch, time + 1, n_tasks >= 1), every row of it with a task above -inf"
+        if not isinstance(log_probs, Tensor) or not log_probs.dtype.is_floating_point:
+            raise InputError("log_probs", type(log_probs).__name__, allowed)
+        n_tasks = log_probs.shape[-1] if log_probs.ndim == 3 else 0
+        if not n_tasks or not bool(log_probs.amax(-1).isfinite().all()):
+            raise InputError("log_probs", tuple(log_probs.shape), allowed)
         self.table = log_probs
         self.codes = torch.arange(n_tasks, device=log_probs.device)[:, None] if codes is None else codes
+        checked_tensor("codes", self.codes, (n_tasks, "code_dim"))
         sizes = self.codes.amax(0) + 1
         self.strides = sizes.flip(0).cumprod(0).flip(0) // sizes
         self.number = torch.full((int(sizes.prod()),), -1, device=log_probs.device)
         self.number[(self.codes * self.strides).sum(-1)] = torch.arange(n_tasks, device=log_probs.device)
+        if int((self.number >= 0).sum()) < n_tasks:
+            raise InputError("codes", "a row twice", "a code of its own for each task")
+        if log_prior is not None and (not isinstance(log_prior, Tensor) or log_prior.shape != (n_tasks,)):
+            raise InputError("log_prior", log_prior, f"a tensor of shape ({n_tasks},)")
         self.prior = log_probs.new_full((n_tasks,), -math.log(n_tasks)) if log_prior is None else log_prior
 
     def sample(
         self, positions: Int[Tensor, " positions"], n: int, *, seed: int
     ) -> Shaped[Tensor, "batch positions n code_dim"]:
-        """By inversion of the cumulative probabilities."""
-        table = self.table[:, positions].double()
-        return self.codes[_invert(table, _uniform(positions, len(table), n, seed=seed))]
+        """By inversion of the cumulative probabilities, of one position after the other: they are as long as tasks."""
+        positions = _within(positions, self.table)
+        uniform = _uniform(positions, len(self.table), n, seed=seed).unbind(1)
+        drawn = [_invert(self.table[:, t].double(), u) for t, u in zip(positions.tolist(), uniform, strict=True)]
+        return self.codes[torch.stack(drawn, 1)]
 
     def log_prob(
         self, positions: Int[Tensor, " positions"], codes: Shaped[Tensor, "batch positions n code_dim"]
     ) -> Float[Tensor, "batch positions n"]:
         """Looked up."""
-        return self.table[:, positions].gather(-1, self._tasks(codes))
+        positions = _within(positions, self.table)
+        tasks = self._tasks(codes, len(positions))
+        rows = torch.arange(len(tasks), device=tasks.device)[:, None, None]
+        return self.table[rows, positions[:, None], tasks]
 
     def log_prior(self, codes: Shaped[Tensor, "batch positions n code_dim"]) -> Float[Tensor, "batch positions n"]:
         """Looked up."""
         return self.prior[self._tasks(codes)]
 
-    def _tasks(self, codes: Int[Tensor, "*batch code_dim"]) -> Int[Tensor, "*batch"]:
+    def _tasks(
+        self, codes: Int[Tensor, "batch positions n code_dim"], positions: int | str = "positions"
+    ) -> Int[Tensor, "batch positions n"]:
         """The number of each code; `InputError` for one that is no task's."""
+        codes = checked_tensor("codes", codes, (len(self.table), positions, "n", self.codes.shape[1]))
         within = ((codes >= 0) & (codes <= self.codes.amax(0))).all(-1)
         tasks = self.number[(codes * self.strides).sum(-1).masked_fill(~within, 0)]
         known = within & (tasks >= 0)
@@ -125,20 +146,26 @@ class OraclePosterior:
     """The exact posterior over all tasks as a sampler.
 
     A code is a task's number, or its row of `codes` (n_tasks, code_dim), for instance its factors.  The table of a
-    batch holds batch * (time + 1) * n_tasks numbers.
+    batch holds batch * (time + 1) * n_tasks numbers of the oracle's dtype, and is most of what is held at any time.
     """
 
     def __init__(self, oracle: StreamingOracle, *, codes: Int[Tensor, "tasks code_dim"] | None = None) -> None:
-        self.oracle, self.codes = oracle, codes
+        if not isinstance(oracle, StreamingOracle):
+            raise InputError("oracle", type(oracle).__name__, "a BayesOracle")
+        self.oracle = oracle
+        self.codes = None if codes is None else checked_tensor("codes", codes, ("tasks", "code_dim"))
 
     def propose(self, tokens: Int[Tensor, "batch time"]) -> TablePosterior:
         """The posterior after each prefix; the one after none is the prior."""
+        tokens = checked_tensor("tokens", tokens, ("batch", "time"))
         state = self.oracle.init_state(len(tokens))
-        posteriors = [self.oracle.posterior_of(state)]
-        for token in tokens.unbind(1):
+        prior = self.oracle.posterior_of(state)
+        table = prior.new_empty(len(tokens), tokens.shape[1] + 1, prior.shape[1])
+        table[:, 0] = prior
+        for t, token in enumerate(tokens.unbind(1)):
             _, state = self.oracle.step(token, state)
-            posteriors.append(self.oracle.posterior_of(state))
-        table = torch.stack(posteriors, 1).log()
+            table[:, t + 1] = self.oracle.posterior_of(state)
+        table.log_()
         return TablePosterior(table, codes=self.codes, log_prior=table[0, 0])
 
 
@@ -157,7 +184,7 @@ class FactorPosterior(nn.Module):
 
     def __init__(self, lm: nn.Module, factor_sizes: Sequence[int]) -> None:
         super().__init__()
-        self.lm, self.factor_sizes = lm, tuple(factor_sizes)
+        self.lm, self.factor_sizes = lm, checked_counts("factor_sizes", factor_sizes)
         dim = backbone(lm).dim
         self.embedding = FactorEmbedding(factor_sizes, dim)
         self.hidden = nn.ModuleList(nn.Linear(dim, dim) for _ in factor_sizes)
@@ -170,6 +197,7 @@ class FactorPosterior(nn.Module):
     def loss(self, tokens: Int[Tensor, "batch time"], factors: Int[Tensor, "batch factors"]) -> Float[Tensor, ""]:
         """Mean of -log q(theta | x_<=t) over all sequences and positions: its minimum is the posterior."""
         proposal = self.propose(tokens)
+        factors = checked_tensor("factors", factors, (len(tokens), len(self.factor_sizes)))
         positions = torch.arange(tokens.shape[1] + 1, device=tokens.device)
         codes = factors[:, None, None].expand(-1, len(positions), 1, -1)
         return -proposal.log_prob(positions, codes).mean()
@@ -191,9 +219,9 @@ class FactorProposal:
         self, positions: Int[Tensor, " positions"], n: int, *, seed: int
     ) -> Int[Tensor, "batch positions n factors"]:
         """Factor by factor; each choice inverts the cumulative probabilities at one uniform number."""
+        positions, n_factors = _within(positions, self.h), len(self.model.factor_sizes)
+        uniform = _uniform(positions, len(self.h), n, n_factors, seed=seed)
         h = self.h[:, positions, None].expand(-1, -1, n, -1)
-        n_factors = len(self.model.factor_sizes)
-        uniform = _uniform(positions, len(h), n, n_factors, seed=seed)
         known, chosen = torch.zeros_like(h), []
         for factor in range(n_factors):
             choice = _invert(self.model.logits(factor, h, known).double(), uniform[..., factor, None])[..., 0]
@@ -205,6 +233,8 @@ class FactorProposal:
         self, positions: Int[Tensor, " positions"], codes: Int[Tensor, "batch positions n factors"]
     ) -> Float[Tensor, "batch positions n"]:
         """The sum of the factors' conditional log-probabilities."""
+        positions = _within(positions, self.h)
+        codes = self._checked(codes, len(positions))
         h = self.h[:, positions, None].expand(-1, -1, codes.shape[2], -1)
         known, total = torch.zeros_like(h), h.new_zeros(h.shape[:3])
         for factor in range(codes.shape[-1]):
@@ -215,7 +245,18 @@ class FactorProposal:
 
     def log_prior(self, codes: Int[Tensor, "batch positions n factors"]) -> Float[Tensor, "batch positions n"]:
         """Uniform over all combinations."""
+        codes = self._checked(codes)
         return self.h.new_full(codes.shape[:3], -math.log(math.prod(self.model.factor_sizes)))
+
+    def _checked(
+        self, codes: Int[Tensor, "batch positions n factors"], positions: int | str = "positions"
+    ) -> Int[Tensor, "batch positions n factors"]:
+        sizes = self.model.embedding.sizes
+        codes = checked_tensor("codes", codes, (len(self.h), positions, "n", len(sizes)))
+        is_wrong = ((codes < 0) | (codes >= sizes)).any(-1)
+        if bool(is_wrong.any()):
+            raise InputError("codes", codes[is_wrong][0].tolist(), f"factors below {self.model.factor_sizes}")
+        return codes
 
     def _embedded(self, factor: int, choice: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
         return F.embedding(choice + self.model.embedding.first[factor], self.model.embedding.weight)
@@ -224,7 +265,8 @@ class FactorProposal:
 class LatentFlow(nn.Module):
     """Label-free q(c | x_<=t) over code vectors: coupling layers over a mixture of Gaussians, conditional on h_t.
 
-    `lm` is a frozen pre-trained model; codes are standardized by `set_scale`'s mean and deviation.
+    The context is read by a frozen copy of the pre-trained model `lm`, in evaluation mode also while the rest trains;
+    codes are standardized by `set_scale`'s mean and deviation.
     """
 
     mean: Tensor
@@ -234,19 +276,26 @@ class LatentFlow(nn.Module):
         self, lm: nn.Module, code_dim: int, *, layers: int = 4, components: int = 16, width: int = 128
     ) -> None:
         super().__init__()
-        if code_dim < 2:
-            raise InputError("code_dim", code_dim, "an integer >= 2: a coupling layer splits the code")
-        self.lm = lm.requires_grad_(False)
+        code_dim = whole("code_dim", code_dim, 2)  # a coupling layer splits the code
+        layers, width = whole("layers", layers, 1), whole("width", width, 1)
+        components, dim = whole("components", components, 1), backbone(lm).dim
+        self.lm = copy.deepcopy(lm).requires_grad_(False).eval()
         self.code_dim, self.components = code_dim, components
-        dim = backbone(lm).dim
         self.register_buffer("mean", torch.zeros(code_dim))
         self.register_buffer("scale", torch.ones(code_dim))
         self.couplings = nn.ModuleList(Coupling(code_dim, dim, width, is_odd=layer % 2 == 1) for layer in range(layers))
         self.base = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, components * (1 + 2 * code_dim)))
 
+    def train(self, mode: bool = True) -> LatentFlow:
+        """What is frozen stays in evaluation mode."""
+        super().train(mode)
+        self.lm.eval()
+        return self
+
     def set_scale(self, codes: Float[Tensor, "n code_dim"]) -> None:
         """Standardize by these codes; a constant entry keeps its scale."""
-        if codes.ndim != 2 or codes.shape[1] != self.code_dim or len(codes) < 2:
+        codes = checked_tensor("codes", codes, ("n", self.code_dim), kind="real numbers")
+        if len(codes) < 2:
             raise InputError("codes", tuple(codes.shape), f"shape (n >= 2, {self.code_dim})")
         deviation = codes.std(0)
         self.mean.copy_(codes.mean(0))
@@ -264,6 +313,7 @@ class LatentFlow(nn.Module):
     def loss(self, tokens: Int[Tensor, "batch time"], codes: Float[Tensor, "batch code_dim"]) -> Float[Tensor, ""]:
         """Mean of -log q(c | x_<=t) over all sequences and positions."""
         proposal = self.propose(tokens)
+        codes = checked_tensor("codes", codes, (len(tokens), self.code_dim), kind="real numbers")
         positions = torch.arange(tokens.shape[1] + 1, device=tokens.device)
         return -proposal.log_prob(positions, codes[:, None, None].expand(-1, len(positions), 1, -1)).mean()
 
@@ -310,6 +360,7 @@ class FlowProposal:
         self, positions: Int[Tensor, " positions"], n: int, *, seed: int
     ) -> Float[Tensor, "batch positions n code_dim"]:
         """Independent draws."""
+        positions = _within(positions, self.h)
         uniform = _uniform(positions, len(self.h), n, 1 + self.model.code_dim, seed=seed)
         return self.model.draw(self.h[:, positions, None].expand(-1, -1, n, -1), uniform)
 
@@ -317,11 +368,19 @@ class FlowProposal:
         self, positions: Int[Tensor, " positions"], codes: Float[Tensor, "batch positions n code_dim"]
     ) -> Float[Tensor, "batch positions n"]:
         """Exact."""
+        positions = _within(positions, self.h)
+        codes = self._checked(codes, len(positions))
         return self.model.log_density(codes, self.h[:, positions, None].expand(-1, -1, codes.shape[2], -1))
 
     def log_prior(self, codes: Float[Tensor, "batch positions n code_dim"]) -> Float[Tensor, "batch positions n"]:
         """q(c) before the first token, learned from all tasks."""
+        codes = self._checked(codes)
         return self.model.log_density(codes, self.h[:, :1, None].expand(-1, *codes.shape[1:3], -1))
+
+    def _checked(
+        self, codes: Float[Tensor, "batch positions n code_dim"], positions: int | str = "positions"
+    ) -> Float[Tensor, "batch positions n code_dim"]:
+        return checked_tensor("codes", codes, (len(self.h), positions, "n", self.model.code_dim), kind="real numbers")
 
 
 class Coupling(nn.Module):
@@ -371,10 +430,17 @@ def _bounded(log_scale: Tensor) -> Tensor:
     return 5 * torch.tanh(log_scale / 5)
 
 
+def _within(
+    positions: Int[Tensor, " positions"], values: Float[Tensor, "batch time_plus_1 dim"]
+) -> Int[Tensor, " positions"]:
+    return checked_tensor("positions", positions, ("positions",), below=values.shape[1])
+
+
 def _uniform(
     positions: Int[Tensor, " positions"], batch: int, *shape: int, seed: int
 ) -> Float[Tensor, "batch positions *shape"]:
     """Numbers in [0, 1), those of a position the same whichever others are drawn with it."""
+    whole("n", shape[0], 1)
     device = positions.device
     drawn = [
         torch.rand(

@@ -39,6 +39,8 @@ def save_part(part: Part, path: str | Path) -> None:
     """
     from safetensors.torch import save_file
 
+    if not isinstance(part, Part):
+        raise InputError("part", type(part).__name__, "a SoftPrefix, FactorPosterior or LatentFlow")
     lm = part.lm
     if not isinstance(lm, Stack) or None in lm.config.mixers:
         raise InputError("part.lm", type(lm).__name__, "a Stack whose mixers are named", "keep its state_dict instead")

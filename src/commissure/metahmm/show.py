@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from commissure.core.errors import InputError
 from commissure.core.rng import generator
 from commissure.metahmm.divergence import DivergenceRow
 from commissure.metahmm.environment import MetaHMM
+from commissure.metahmm.inputs import whole
 from commissure.metahmm.oracle import BayesOracle
+from commissure.metahmm.predictor_inputs import checked_environment
 
 __all__ = ["Ambiguity", "Facts", "ambiguity", "draw", "facts"]
 
@@ -62,7 +63,7 @@ def facts(env: MetaHMM) -> Facts:
     >>> found.n_tasks, found.factors[0]
     (64, ('base_cycle', 4))
     """
-    has_edge = env.emissions > env.emissions.amax(-1, keepdim=True) / 2
+    has_edge = checked_environment(env).emissions > env.emissions.amax(-1, keepdim=True) / 2
     return Facts(
         variant=env.variant,
         seed=env.seed,
@@ -89,8 +90,8 @@ def ambiguity(
     >>> round(doubt[0].mean, 3), len(doubt)  # log 64 nats before the first token
     (4.159, 2)
     """
-    if n_sequences < 1:
-        raise InputError("n_sequences", n_sequences, "an integer >= 1")
+    checked_environment(env)
+    n_sequences, length = whole("n_sequences", n_sequences, 1), whole("length", length, 1)
     tasks = torch.from_numpy(generator(seed, "show").integers(env.n_tasks, size=n_sequences))
     tokens = env.sample(tasks, length, seed=seed).tokens
     entropy = BayesOracle(env, prune=prune)(tokens).task_entropy

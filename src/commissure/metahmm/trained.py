@@ -81,6 +81,13 @@ class Trained(NamedTuple):
         """Write weights, configuration and setting as safetensors."""
         from safetensors.torch import save_file
 
+        setting = (self.setting.config, self.setting.seed, self.setting.variant)
+        if setting != (self.env.config, self.env.seed, self.env.variant):
+            raise InputError("setting", self.setting, "the setting of the environment it is saved with")
+        if not isinstance(self.model, Stack) or None in self.model.config.mixers:
+            raise InputError("model", type(self.model).__name__, "a Stack whose mixers are named")
+        if self.model.config.vocab != self.env.n_obs:
+            raise InputError("model.config.vocab", self.model.config.vocab, f"the environment's {self.env.n_obs}")
         metadata = {
             "format": "commissure.nn.Stack",
             "config": self.model.config.model_dump_json(),

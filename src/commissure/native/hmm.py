@@ -159,6 +159,13 @@ def _check(family: HMMFamily, tokens: Tensor, state: HMMState, lengths: Tensor) 
     if tokens.ndim != 2 or tokens.dtype != torch.int64:
         raise InputError("tokens", (tuple(tokens.shape), str(tokens.dtype)), "an int64 tensor [batch, time]")
     batch, time = tokens.shape
+    if not tokens.device == lengths.device == state.joint.device == family.transitions.device:
+        devices = [str(x.device) for x in (family.transitions, tokens, state.joint, lengths)]
+        raise InputError("devices of family, tokens, state, lengths", devices, "one device")
+    if lengths.shape != (batch,) or lengths.dtype != torch.int64:
+        raise InputError("lengths", (tuple(lengths.shape), str(lengths.dtype)), f"int64, shape ({batch},)")
+    if bool(((lengths < 0) | (lengths > time)).any()):
+        raise InputError("lengths", lengths.tolist(), f"0 <= length <= time = {time}")
     outside = ((tokens < 0) | (tokens >= vocab)) & (torch.arange(time, device=tokens.device) < lengths[:, None])
     if outside.any():
         at = tuple(outside.nonzero()[0].tolist())
@@ -169,9 +176,10 @@ def _check(family: HMMFamily, tokens: Tensor, state: HMMState, lengths: Tensor) 
         raise InputError("state.joint", found, f"shape {shape}, dtype {family.transitions.dtype}")
     if state.exponent.shape not in ((batch, 0, 0), (batch, variants, emissions)):
         raise InputError("state.exponent", tuple(state.exponent.shape), f"{(batch, variants, emissions)} or none")
-    if not tokens.device == lengths.device == state.joint.device == family.transitions.device:
-        devices = [str(x.device) for x in (family.transitions, tokens, state.joint, lengths)]
-        raise InputError("devices of family, tokens, state, lengths", devices, "one device")
+    dtypes = (torch.int32, torch.float64, torch.float64, torch.float64, torch.int64)
+    for name, field, dtype in zip(state._fields[1:], state[1:], dtypes, strict=True):
+        if field.dtype != dtype or len(field) != batch:
+            raise InputError(f"state.{name}", (tuple(field.shape), str(field.dtype)), f"{batch} rows of {dtype}")
 
 
 _library = torch.library.Library("commissure", "FRAGMENT")

@@ -35,11 +35,12 @@ void group_rows(HmmView& m, int64_t wanted, std::vector<int64_t>& rows, std::vec
     rows.resize(m.batch);
     std::iota(rows.begin(), rows.end(), 0);
     const auto key = [&](int64_t b) { return std::make_pair(-m.lengths[b], m.position[b]); };
-    if (side_by_side > 1) std::stable_sort(rows.begin(), rows.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
+    const auto before = [&](int64_t a, int64_t b) { return key(a) < key(b); };
+    if (side_by_side > 1) std::stable_sort(rows.begin(), rows.end(), before);
     m.largest_group = 1;
     for (int64_t i = 0; i < m.batch; ++i) {
-        const bool starts_group = i == 0 || i - starts.back() == side_by_side || key(rows[i]) != key(rows[starts.back()]);
-        if (starts_group) starts.push_back(i);
+        const bool goes_on = i > 0 && i - starts.back() < side_by_side && key(rows[i]) == key(rows[starts.back()]);
+        if (!goes_on) starts.push_back(i);
         m.largest_group = std::max(m.largest_group, i + 1 - starts.back());
     }
     m.groups = int64_t(starts.size());

@@ -7,10 +7,11 @@
 // The W emission variants lie next to each other and are the vectors' lanes; so are several sequences where W is small.
 // Steps are independent across u but for what they are summed into, so a few variants at a time run kSteps tokens while
 // they stay in the first-level cache; the scales, powers of two guessed from each token's overall frequency, are
-// settled afterwards.  If a guess leaves the range of numbers, the stretch is done again from its start, token by token.
+// settled afterwards.  If a guess leaves the range of numbers, the stretch is done again from its start, token by
+// token.
 //
-// Per task scales (exponents not null): every task is normalized by its own power of two at every token, so that none is
-// lost that later data revive.
+// Per task scales (exponents not null): every task is normalized by its own power of two at every token, so that none
+// is lost that later data revive.
 //
 // Compiled once per instruction set (COMMISSURE_CLONE names the clone); see CMakeLists.txt.
 #include "hmm_filter.h"
@@ -20,11 +21,11 @@
 namespace commissure {
 namespace {
 
-constexpr int kSteps = 8;   // tokens between two looks at the scales
-constexpr int kBlock = 8;   // variants worked on together, at most
-constexpr int kBlockBytes = 8192;  // of their states, so that two copies, evidence and mixture fit the first-level cache
-constexpr int kFold = 8;    // variants between two additions of their sums in float64
-constexpr int kWide = 6;    // vectors of a row in registers
+constexpr int kSteps = 8;          // tokens between two looks at the scales
+constexpr int kBlock = 8;          // variants worked on together, at most
+constexpr int kBlockBytes = 8192;  // of their states: two copies, evidence and mixture fit the first-level cache
+constexpr int kFold = 8;           // variants between two additions of their sums in float64
+constexpr int kWide = 6;           // vectors of a row in registers
 constexpr double kLog2 = 0.69314718055994530942;
 
 template <class T>
@@ -35,10 +36,11 @@ class Filter {
 
    public:
     explicit Filter(const HmmView& view)
-        : m(view), U(m.variants), S(m.states), W(m.emissions), vocab(m.vocab), wide((m.vocab + 4 * L - 1) / (4 * L) * 4 * L),
-          values(in(m.values)), by_token(in(m.by_token)), by_state(in(m.by_state)), is_shared(m.tables == 1),
-          is_per_task(m.exponent != nullptr) {
-        const size_t widest = size_t((m.largest_group * W + L - 1) / L * L), G = size_t(m.largest_group), most = S * widest;
+        : m(view), U(m.variants), S(m.states), W(m.emissions), vocab(m.vocab),
+          wide((m.vocab + 4 * L - 1) / (4 * L) * 4 * L), values(in(m.values)), by_token(in(m.by_token)),
+          by_state(in(m.by_state)), is_shared(m.tables == 1), is_per_task(m.exponent != nullptr) {
+        const size_t G = size_t(m.largest_group), widest = size_t((m.largest_group * W + L - 1) / L * L);
+        const size_t most = S * widest;
         table_width = (vocab + 128 / int(sizeof(T)) - 1) / (128 / int(sizeof(T))) * (128 / int(sizeof(T)));
         state_size = U * most;
         for (Buffer<T>& block : scratch) block = Buffer<T>(kBlock * most);
@@ -50,7 +52,8 @@ class Filter {
         exponents = Buffer<int32_t>(is_per_task ? U * widest : 0);
         mass = Buffer<double>(m.prune > 0 || m.transition ? kSteps * U * G : 0), unsure = Buffer<double>(G);
         live = Buffer<int64_t>(U), row = Buffer<int64_t>(G);
-        evidence_log = Buffer<double>(G), mass_log = Buffer<double>(G), base = Buffer<double>(G), dropped = Buffer<double>(G);
+        evidence_log = Buffer<double>(G), mass_log = Buffer<double>(G);
+        base = Buffer<double>(G), dropped = Buffer<double>(G);
         z = Buffer<double>(kSteps * G), shift = Buffer<int64_t>(kSteps * G), failed = Buffer<int64_t>(G);
     }
 
@@ -82,7 +85,7 @@ class Filter {
 
    private:
     const HmmView& m;
-    int64_t U, S, W, vocab, wide, table_width;
+    int64_t U, S, W, vocab, wide, table_width;  // wide: tokens in whole runs of 4 vectors; table_width: by_state's rows
     const T *values, *by_token, *by_state;
     bool is_shared, is_per_task;
     int G = 0, lanes = 0;           // sequences side by side; lanes of a row, a multiple of L
@@ -94,9 +97,12 @@ class Filter {
     int64_t n_live = 0;
     size_t state_size = 0;
     Untouched<T> stored[2];
-    Buffer<T> scratch[2], evidence_, mixed, weight, some, some_logs, factor, probability;
+    Buffer<T> scratch[2], evidence_, mixed;  // b of a block of variants, twice; E[s,x]; M: of the steps of a stretch
+    Buffer<T> weight, factor;                // of one variant's lanes: sums over the states, scales
+    Buffer<T> some, some_logs, probability;  // sums of weights w and of w log w over a few variants; the predictive
+    Buffer<double> total, surprise, mass, z;  // the same over all of them; a variant's; a sequence's
+    Buffer<double> unsure, evidence_log, mass_log, base, dropped;  // of a sequence
     Buffer<int32_t> exponents;
-    Buffer<double> total, surprise, mass, unsure, evidence_log, mass_log, base, dropped, z;
     Buffer<int64_t> live, row, shift, failed;
 
     static const T* in(const void* p) { return static_cast<const T*>(p); }
@@ -147,7 +153,8 @@ class Filter {
     }
     // Where the state after token t goes.
     T* to(int64_t t) {
-        return is_direct && t == length ? static_cast<T*>(m.joint_out) + row[0] * U * S * W : stored[spare].get(state_size);
+        if (is_direct && t == length) return static_cast<T*>(m.joint_out) + row[0] * U * S * W;
+        return stored[spare].get(state_size);
     }
     void close() {
         for (int g = 0; g < G; ++g) {
@@ -208,7 +215,8 @@ class Filter {
         if (is_shared)
             for (int j = 0; j < steps; ++j) look_up(evidence_ + j * size, t, j, 0);
         T* last = to(t + steps);
-        const int64_t fitting = kBlockBytes / int64_t(size * sizeof(T)), block = fitting < 1 ? 1 : fitting < kBlock ? fitting : kBlock;
+        const int64_t fitting = kBlockBytes / int64_t(size * sizeof(T));
+        const int64_t block = fitting < 1 ? 1 : fitting < kBlock ? fitting : kBlock;
         for (int64_t first = 0; first < n_live; first += block) {
             const int64_t stop = first + block < n_live ? first + block : n_live;
             for (int64_t i = first; i < stop; ++i) {
@@ -223,7 +231,8 @@ class Filter {
                     T* mix = mixed + (is_shared ? j * size : 0);
                     if (!is_shared) std::memset(mix, 0, size * sizeof(T));
                     if (j + 1 < steps) {
-                        move<true, true>(u, from, scratch[(j + 1) & 1] + (i - first) * size, evidence(t, j + 1, u), mix);
+                        T* to_next = scratch[(j + 1) & 1] + (i - first) * size;
+                        move<true, true>(u, from, to_next, evidence(t, j + 1, u), mix);
                         weigh(u, j + 1, steps);
                     } else {
                         move<false, true>(u, from, last + u * size, nullptr, mix);
@@ -311,14 +320,15 @@ class Filter {
             }
         return most == std::numeric_limits<int32_t>::min() ? 0 : most;
     }
-    // What each lane's numbers of variant u count.
+    // What each lane's numbers of variant u count.  Above the highest exponent are those of empty lanes alone, which
+    // have stayed behind.
     void factors(int64_t u) {
         for (int l = 0; l < lanes; ++l) factor[l] = T(1);
         if (!is_per_task) return;
         for (int g = 0; g < G; ++g)
             for (int64_t l = g * W; l < (g + 1) * W; ++l) {
                 const int64_t e = exponents[u * lanes + l] + shift[g];
-                factor[l] = e < -Range<T>::bias + 1 ? T(0) : T(std::ldexp(1.0, int(e)));
+                factor[l] = e > 0 || e < -Range<T>::bias + 1 ? T(0) : T(std::ldexp(1.0, int(e)));
             }
     }
 
@@ -444,7 +454,7 @@ class Filter {
         for (int j = 0; j < steps; ++j)
             for (int g = 0; g < G; ++g) z[j * G + g] = mass_of(static_cast<const double*>(total) + j * lanes, g);
     }
-    // What is told about time t, from step j; `base` is the logarithm of what one unit of the state's numbers stood for.
+    // What is told about time t, from step j; `base` is the log of what one unit of the state's numbers stood for.
     void results(int j, int64_t t) {
         if (m.epistemic) uncertainties(j);
         for (int g = 0; g < G; ++g) {

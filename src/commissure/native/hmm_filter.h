@@ -1,4 +1,5 @@
-// Exact filtering of a family of HMMs: the interface between the bindings and the kernel's clones (one per instruction set).
+// Exact filtering of a family of HMMs: the interface between the bindings and the kernel's clones, one an instruction
+// set.
 #pragma once
 
 #include <cstdint>

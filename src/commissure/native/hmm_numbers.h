@@ -1,4 +1,4 @@
-// What the exact filter of HMMs asks of numbers and memory: their range, subnormals, a logarithm, storage left as it is.
+// What the exact filter of HMMs asks of numbers and memory: range, subnormals, a logarithm, storage left as it is.
 // Included by translation units compiled once per instruction set: everything is static or in an unnamed namespace.
 #pragma once
 

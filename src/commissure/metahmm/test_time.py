@@ -2,7 +2,7 @@
 
 A row for each (weighting, K): the divergence with its interval, and decoded codes, operations and seconds.  All rows
 are measured on the same sequences against the same oracle predictions, which are made once.
-arXiv 2506.16288, section 4.
+arXiv 2506.16288.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch import Tensor
 from commissure.core.errors import InputError
 from commissure.core.stats import Interval
 from commissure.metahmm.divergence import Oracle, OracleOutput, evaluate_divergence
+from commissure.metahmm.inputs import whole
 from commissure.metahmm.monte_carlo import MonteCarloPredictor, Weighting
+from commissure.metahmm.predictor_inputs import checked_counts, checked_tensor
 
 __all__ = ["ComputeRow", "compute_curve"]
 
@@ -73,12 +75,17 @@ def compute_curve(
     >>> many.divergence.estimate < few.divergence.estimate, many.n_forward > few.n_forward
     (True, True)
     """
-    if not n_samples:
-        raise InputError("n_samples", tuple(n_samples), "one number of samples or more")
+    if not isinstance(predictor, MonteCarloPredictor):
+        raise InputError("predictor", type(predictor).__name__, "a MonteCarloPredictor")
+    if not isinstance(oracle, Oracle):
+        raise InputError("oracle", type(oracle).__name__, "a BayesOracle")
+    if weightings is not None and (not isinstance(weightings, (list, tuple)) or not weightings):
+        raise InputError("weightings", weightings, "a sequence of weightings, or None")
+    tokens, batch_size = checked_tensor("tokens", tokens, ("batch", "time")), whole("batch_size", batch_size, 1)
     remembered = _Remembered(oracle)
     rows = []
     for weighting in (predictor.weighting,) if weightings is None else weightings:
-        for count in n_samples:
+        for count in checked_counts("n_samples", n_samples):
             metered = _Metered(predictor.having(n_samples=count, weighting=weighting))
             measured = evaluate_divergence(
                 metered, tokens, oracle=remembered, batch_size=batch_size, seed=seed, n_resamples=n_resamples,

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from commissure.core.errors import InputError
 from commissure.core.rng import isolated
-from commissure.metahmm.compute_curve import compute_curve
 from commissure.metahmm.conditional import ExactConditional, FactorEmbedding, SoftPrefix
 from commissure.metahmm.divergence import evaluate_divergence
 from commissure.metahmm.monte_carlo import EntropyGate, MonteCarloPredictor
 from commissure.metahmm.samplers import FactorPosterior
+from commissure.metahmm.test_time import compute_curve
 from commissure.nn import Stack
 
 spec = importlib.util.spec_from_file_location("dense", Path(__file__).with_name("dense.py"))
@@ -89,10 +89,26 @@ def test_the_gate_goes_with_every_row() -> None:
         assert row.ess != row.ess
 
 
+def test_it_is_the_package_s() -> None:
+    import commissure.metahmm
+
+    assert commissure.metahmm.compute_curve is compute_curve
+
+
 def test_refusals() -> None:
-    with pytest.raises(InputError, match="n_samples"):
-        compute_curve(EXACT, TOKENS, oracle=ORACLE, n_samples=())
-    with pytest.raises(InputError, match="n_samples"):
-        compute_curve(EXACT, TOKENS, oracle=ORACLE, n_samples=(0,))
+    for n_samples in ((), (0,), 5, (True,), (2.0,), "5", None):
+        with pytest.raises(InputError, match="n_samples"):
+            compute_curve(EXACT, TOKENS, oracle=ORACLE, n_samples=n_samples)  # type: ignore[arg-type]
+    for weightings in ("plain", (), 3):
+        with pytest.raises(InputError, match="weightings"):
+            compute_curve(EXACT, TOKENS, oracle=ORACLE, weightings=weightings)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="tokens"):
+        compute_curve(EXACT, TOKENS.tolist(), oracle=ORACLE)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="predictor"):
+        compute_curve(ORACLE, TOKENS, oracle=ORACLE)
+    with pytest.raises(InputError, match="oracle"):
+        compute_curve(EXACT, TOKENS, oracle=None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="batch_size"):
+        compute_curve(EXACT, TOKENS, oracle=ORACLE, batch_size=0)
     with pytest.raises(InputError, match="weighting"):
         compute_curve(EXACT, TOKENS, oracle=ORACLE, weightings=("best",))  # type: ignore[arg-type]
