@@ -19,7 +19,7 @@ from torch import Tensor
 from commissure.core.rng import generator, isolated, spawn, torch_generator
 from commissure.metahmm import MetaHMM
 from commissure.metahmm.conditional import FactorEmbedding, SoftPrefix
-from commissure.metahmm.fit import Batch, FitConfig, fit
+from commissure.metahmm.fit import FitConfig, fit
 from commissure.metahmm.oracle import BayesOracle
 from commissure.metahmm.samplers import FactorPosterior
 from commissure.nn.stack import Stack
@@ -108,22 +108,25 @@ def sampler(w: World, given: SoftPrefix, lr: float) -> FactorPosterior:
     seed, lm = spawn(w.seed, "sampler"), stack(w, NARROW, "sampler")
     with isolated(seed, "head"):
         model = FactorPosterior(lm, w.codes.sizes)
-    config, pool = FitConfig(steps=2 * w.steps, lr=lr, length=LENGTH), dict[int, Batch]()
+    config, pool = FitConfig(steps=2 * w.steps, lr=lr, length=LENGTH), dict[int, tuple[Tensor, Tensor]]()
 
-    def draw(step: int) -> Batch:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         index, place = divmod(step, _POOL)
         if index not in pool:
             pool.clear()
             pool[index] = generated(w, given, _POOL * config.batch_size, spawn(seed, "generated", index))
         rows = slice(place * config.batch_size, (place + 1) * config.batch_size)
-        return Batch(*(tensor[rows] for tensor in pool[index] if tensor is not None))
+        tokens, codes = pool[index]
+        return tokens[rows], codes[rows]
 
     train(model, draw, loss=lambda batch: model.loss(*batch), config=config, seed=seed)
     return model
 
 
 @torch.no_grad()
-def generated(w: World, given: SoftPrefix, n: int, seed: int) -> Batch:
+def generated(
+    w: World, given: SoftPrefix, n: int, seed: int
+) -> tuple[Int[Tensor, "n length"], Int[Tensor, "n factors"]]:
     """Sequences of `given` and their codes, uniform over all tasks."""
     ids = torch.from_numpy(generator(seed, "tasks").integers(w.env.n_tasks, size=n))
     codes, drawn = w.codes(ids, seed=0), torch_generator(seed, "tokens")
@@ -132,4 +135,4 @@ def generated(w: World, given: SoftPrefix, n: int, seed: int) -> Batch:
     for _ in range(LENGTH):
         tokens.append(torch.multinomial(log_probs.exp(), 1, generator=drawn)[:, 0])
         log_probs, state = given.step(tokens[-1], state)
-    return Batch(torch.stack(tokens, 1), codes)
+    return torch.stack(tokens, 1), codes

@@ -73,8 +73,15 @@ def search(seed: int = SEARCH_SEED, steps: int = STEPS) -> Iterator[Tried]:
 
 def _tried(w: World, part: str, setting: str, predictor: SequencePredictor) -> Tried:
     found = evaluate(w, "x", predictor)
-    divs = [found[f"x {which} {band}"] for which in ("train", "held_out") for band in ("all", "amb")]
-    return Tried(part, setting, *divs, found["x cost"] / cost(stack(w, DIM)))
+    return Tried(
+        part,
+        setting,
+        train_all=found["x train all"],
+        train_amb=found["x train amb"],
+        held_out_all=found["x held_out all"],
+        held_out_amb=found["x held_out amb"],
+        cost=found["x cost"] / cost(stack(w, DIM)),
+    )
 
 
 def _best(rows: dict[float, Tried]) -> float:
