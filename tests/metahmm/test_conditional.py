@@ -75,8 +75,8 @@ def language_model(name: str) -> nn.Module:
         return MODELS[name]().double().eval().requires_grad_(False)
 
 
-def conditional(name: str) -> SoftPrefix:
-    return SoftPrefix(language_model(name), CODE).requires_grad_(False)
+def conditional(name: str, *, every_token: bool = False) -> SoftPrefix:
+    return SoftPrefix(language_model(name), CODE, every_token=every_token).requires_grad_(False)
 
 
 def randomized(model: SoftPrefix) -> SoftPrefix:
@@ -94,37 +94,42 @@ def base_log_probs(lm: Any, tokens: Tensor) -> Tensor:
     return lm(input_ids=started).logits.log_softmax(-1)
 
 
+@pytest.mark.parametrize("every_token", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_zero_projection_is_the_base_model(name: str) -> None:
+def test_a_zero_projection_is_the_base_model(name: str, every_token: bool) -> None:
     """Oracle 13, for Stacks, Hugging Face models and MesaNet; and a projection that is not zero is heard."""
-    model = conditional(name)
+    model = conditional(name, every_token=every_token)
     expected = base_log_probs(model.lm, TOKENS)[:, None].expand(-1, 4, -1, -1)
     torch.testing.assert_close(model.log_probs(TOKENS, CODES), expected, rtol=0, atol=1e-12)
     heard = randomized(model).log_probs(TOKENS, CODES) - expected
     assert float(heard.abs().amax((1, 3)).min()) > 1e-4, "at every position, the prior included"
 
 
+@pytest.mark.parametrize("every_token", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_code_is_added_to_the_start(name: str) -> None:
-    """Against the same model run by hand on [start + W c, tokens]."""
-    model = randomized(conditional(name))
+def test_the_code_is_added_to_the_start_or_to_every_input(name: str, every_token: bool) -> None:
+    """Against the same model run by hand on [start + W c, tokens], or [start, tokens] + W c."""
+    model = randomized(conditional(name, every_token=every_token))
     lm: Any = model.lm
     for k in range(4):
         code = (CODES[:, k] @ model.projection.weight.T)[:, None]
         if isinstance(lm, Stack):
-            vectors = torch.cat([lm.start * lm.config.embed_scale + code, lm.embed(TOKENS)], 1)
+            start = (lm.start * lm.config.embed_scale).expand(3, 1, -1)
+            vectors = torch.cat([start, lm.embed(TOKENS)], 1)
+            vectors[:, : None if every_token else 1] += code
             expected = lm.logits(lm.hidden(vectors)[0]).log_softmax(-1)
         else:
             started = torch.cat([TOKENS.new_zeros(3, 1), TOKENS], 1)
             vectors = lm.get_input_embeddings()(started)
-            vectors[:, :1] += code
+            vectors[:, : None if every_token else 1] += code
             expected = lm(inputs_embeds=vectors).logits.log_softmax(-1)
         torch.testing.assert_close(model.log_probs(TOKENS, CODES)[:, k], expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("every_token", [False, True])
 @pytest.mark.parametrize("name", STREAMING)
-def test_streaming_with_selected_particles(name: str) -> None:
-    model = randomized(conditional(name))
+def test_streaming_with_selected_particles(name: str, every_token: bool) -> None:
+    model = randomized(conditional(name, every_token=every_token))
     rows, codes = TOKENS.repeat_interleave(4, 0), CODES.flatten(0, 1)
     expected = model.log_probs(TOKENS, CODES).flatten(0, 1)
     log_probs, state = model.prefill(rows[:, :2], codes)

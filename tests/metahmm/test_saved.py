@@ -29,6 +29,7 @@ def stack() -> Stack:
 PARTS: dict[str, Any] = {
     "vectors": lambda: SoftPrefix(stack(), 3),
     "factors": lambda: SoftPrefix(stack(), 3, embedding=FactorEmbedding((4, 2), 3)),
+    "told at every token": lambda: SoftPrefix(stack(), 3, every_token=True),
     "posterior": lambda: FactorPosterior(stack(), (4, 2)),
     "flow": lambda: LatentFlow(stack(), 5, layers=3, components=2, width=9),
     "float64": lambda: LatentFlow(stack(), 5).double(),

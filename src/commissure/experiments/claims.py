@@ -317,8 +317,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         id="metahmm.monte_carlo",
         paper=_METAHMM,
-        statement="Sampling tasks where few are live, weighed by the predictor's own likelihood, brings a learned "
-        "predictor nearer to the Bayes optimum than one that is widened to the same cost of a token.",
+        statement="Sampling tasks from a learned posterior, weighed by the likelihood of a narrow predictor told "
+        "the task, comes nearer to the Bayes optimum than a predictor widened to the same cost of a token.",
         quoted="median Div .67 to .28 (1.1M parameters, K = 50; the cost is not matched)",
         gate=(
             Bound("rival_train_all", at_least=1, side="low"),
@@ -326,7 +326,7 @@ CLAIMS: tuple[Claim, ...] = (
             Bound("rival_held_out_all", at_least=1, side="low"),
             Bound("rival_held_out_amb", at_least=1, side="low"),
         ),
-        cost=Cost(smoke=0, quick=0, full=480),
+        cost=Cost(smoke=0, quick=0, full=1000),
         module="commissure.experiments.metahmm_monte_carlo",
     ),
 )

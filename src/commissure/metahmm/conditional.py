@@ -14,7 +14,8 @@ or a tuple of known factors, embedded by one learned vector a choice and summed.
 arXiv 2506.16288.  The paper gives the code as a token of its own in front, drops the output there and has
 no start token.  Here the start is needed, because importance weights need p(x_1 | c), and the code is added to it: a
 token of its own would be attended to even where it is zero and would shift every position, while a W of zeros here
-gives exactly the language model's own predictions.
+gives exactly the language model's own predictions.  `every_token` adds it to all inputs, start + W c, x_1 + W c, ...:
+not the paper's, and on small models much nearer to the optimum, on tasks never trained on too.
 """
 
 from __future__ import annotations
@@ -64,6 +65,13 @@ class ConditionalPredictor(Protocol):
         """One token a row."""
 
 
+class ToldState(NamedTuple):
+    """What every later token is told, and the language model's state."""
+
+    told: Float[Tensor, "rows dim"]
+    body: State
+
+
 class FactorEmbedding(nn.Module):
     """Factors (..., n_factors), integers, to the sum of one learned vector a choice (..., dim).
 
@@ -98,7 +106,8 @@ class SoftPrefix(nn.Module):
     `codes` are vectors of `code_dim`, or, with `embedding`, integers that it turns into such vectors.  The projected
     code is added to the start's vector: the paper gives it as a token of its own in front, which shifts every position,
     asks one more entry of a learned position table and is attended to even where it is zero.  The projection begins as
-    zeros, so that training starts at exactly the language model's own predictions.
+    zeros, so that training starts at exactly the language model's own predictions.  With `every_token` it is added to
+    each token's vector too, so that nothing has to remember it.
 
     >>> from commissure.nn import Stack
     >>> model = SoftPrefix(Stack(["gru"], 8, vocab=5), 3)
@@ -106,7 +115,9 @@ class SoftPrefix(nn.Module):
     torch.Size([1, 4, 3, 5])
     """
 
-    def __init__(self, lm: nn.Module, code_dim: int, *, embedding: FactorEmbedding | None = None) -> None:
+    def __init__(
+        self, lm: nn.Module, code_dim: int, *, embedding: FactorEmbedding | None = None, every_token: bool = False
+    ) -> None:
         super().__init__()
         code_dim = whole("code_dim", code_dim, 1)
         if embedding is not None and not isinstance(embedding, FactorEmbedding):
@@ -115,7 +126,7 @@ class SoftPrefix(nn.Module):
             raise InputError("code_dim", code_dim, f"the embedding's width {embedding.dim}")
         self.body, self.lm = backbone(lm), lm
         self.vocab = self.body.vocab
-        self.code_dim, self.embedding = code_dim, embedding
+        self.code_dim, self.embedding, self.every_token = code_dim, embedding, every_token
         self.projection = nn.Linear(code_dim, self.body.dim, bias=False)
         nn.init.zeros_(self.projection.weight)
         self.projection.to(next(lm.parameters()).dtype)
@@ -131,17 +142,23 @@ class SoftPrefix(nn.Module):
     ) -> tuple[Float[Tensor, "rows time_plus_1 vocab"], State]:
         """The start with its code and the tokens at once; `step` goes on from the state."""
         tokens = checked_tensor("tokens", tokens, ("rows", "time"))
-        projected = self._project(codes)
-        if len(projected) != len(tokens):
+        told = self._project(codes)
+        if len(told) != len(tokens):
             raise InputError("codes", tuple(codes.shape), f"one code for each of {len(tokens)} rows")
-        first = self.body.start(len(tokens)) + projected
-        return self.body.run(torch.cat([first[:, None], self.body.embed(tokens)], 1))
+        first, embedded = (self.body.start(len(tokens)) + told)[:, None], self.body.embed(tokens)
+        if not self.every_token:
+            return self.body.run(torch.cat([first, embedded], 1))
+        log_probs, state = self.body.run(torch.cat([first, embedded + told[:, None]], 1))
+        return log_probs, ToldState(told, state)
 
     def step(self, tokens: Int[Tensor, " rows"], state: State) -> tuple[Float[Tensor, "rows vocab"], State]:
         """One token a row."""
-        tokens = checked_tensor("tokens", tokens, ("rows",))
-        log_probs, state = self.body.run(self.body.embed(tokens)[:, None], state)
-        return log_probs[:, 0], state
+        x = self.body.embed(checked_tensor("tokens", tokens, ("rows",)))
+        if not isinstance(state, ToldState):
+            log_probs, state = self.body.run(x[:, None], state)
+            return log_probs[:, 0], state
+        log_probs, after = self.body.run((x + state.told)[:, None], state.body)
+        return log_probs[:, 0], ToldState(state.told, after)
 
     def _project(self, codes: Shaped[Tensor, "rows code_dim"]) -> Float[Tensor, "rows dim"]:
         if self.embedding is None:

@@ -81,7 +81,7 @@ def _sizes(part: Part) -> dict[str, Any]:
     """The arguments after `lm`."""
     if isinstance(part, SoftPrefix):
         factors = None if part.embedding is None else part.embedding.sizes.tolist()
-        return {"code_dim": part.code_dim, "factor_sizes": factors}
+        return {"code_dim": part.code_dim, "factor_sizes": factors, "every_token": part.every_token}
     if isinstance(part, FactorPosterior):
         return {"factor_sizes": part.factor_sizes}
     width = part.base[0].out_features
@@ -91,7 +91,8 @@ def _sizes(part: Part) -> dict[str, Any]:
 def _make(kind: type[nn.Module], lm: Stack, sizes: dict[str, Any]) -> Part:
     if kind is SoftPrefix:
         factors, code_dim = sizes["factor_sizes"], sizes["code_dim"]
-        return SoftPrefix(lm, code_dim, embedding=None if factors is None else FactorEmbedding(factors, code_dim))
+        embedding = None if factors is None else FactorEmbedding(factors, code_dim)
+        return SoftPrefix(lm, code_dim, embedding=embedding, every_token=sizes["every_token"])
     if kind is FactorPosterior:
         return FactorPosterior(lm, sizes["factor_sizes"])
     return LatentFlow(lm, **sizes)
