@@ -124,5 +124,7 @@ def test_bad_splits() -> None:
     for size in (0, 2.5):
         with pytest.raises(InputError, match=r"factors\['a'\]"):
             FactorSpace({"a": size})
+    with pytest.raises(InputError, match="factors = 3"):
+        FactorSpace(3)
     with pytest.raises(InputError, match="every value stays seen"):
         SPACE.split(1, seed=0, n_held_out_pairs=100)

@@ -489,6 +489,9 @@ def test_bad_families_are_named():
     for env in (3, None, torch.eye(3)):
         with pytest.raises(InputError, match="from_hmms"):
             BayesOracle(env)
+    for device in ("abc", 0.5, [], *(() if torch.cuda.is_available() else ("cuda",))):
+        with pytest.raises(InputError, match="device"):
+            BayesOracle(TINY, device=device)
     for prune in ("a", None, True):
         with pytest.raises(InputError, match="prune"):
             BayesOracle(TINY, prune=prune)
@@ -500,6 +503,8 @@ def test_bad_families_are_named():
             HMMFilter(*TINY).init_state(batch_size)
     with pytest.raises(InputError, match="initial"):
         HMMFilter(TINY.initial[:3], TINY.transitions, TINY.emissions)
+    with pytest.raises(InputError, match=r"x_t\.dtype"):
+        HMMFilter(*TINY)(torch.ones(1, 2, 6))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -49,7 +49,7 @@ class MetaHMM:
     """
 
     def __init__(self, config: MetaHMMConfig, *, seed: int, variant: Variant = "corrected") -> None:
-        if variant not in ("corrected", "reference"):
+        if not isinstance(variant, str) or variant not in ("corrected", "reference"):
             raise InputError("variant", variant, "'corrected' or 'reference'")
         if not isinstance(config, MetaHMMConfig):
             raise InputError("config", config, "a MetaHMMConfig", "for a named one: MetaHMM.from_preset(name, seed=0)")

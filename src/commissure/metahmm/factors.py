@@ -73,6 +73,8 @@ class FactorSpace:
     """
 
     def __init__(self, factors: dict[str, int]) -> None:
+        if not isinstance(factors, dict):
+            raise InputError("factors", factors, "a dict of names and numbers of values")
         self.names = tuple(factors)
         self.sizes = tuple(whole(f"factors[{name!r}]", size, 1) for name, size in factors.items())
         self.n_tasks = math.prod(self.sizes)

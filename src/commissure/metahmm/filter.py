@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from commissure.core.errors import InputError
 from commissure.core.mixer import where
 from commissure.metahmm.inputs import Table, checked_matrices, checked_prior, stochastic, whole
 from commissure.nn.padding import check_sequence, check_step, valid
@@ -80,6 +81,9 @@ class HMMFilter(nn.Module):
     ) -> tuple[Float[Tensor, "batch vocab"], HMMFilterState]:
         """One element of evidence in, the log probabilities of the next token out."""
         check_step(x_t, self.dim, state)
+        if x_t.dtype != self.emissions.dtype:
+            fix = "cast the evidence, or the module by .to(dtype)"
+            raise InputError("x_t.dtype", x_t.dtype, f"that of the matrices, {self.emissions.dtype}", fix)
         seen = state.joint * torch.einsum("wsv,bv->bsw", self.emissions, x_t)[:, None]
         mass = seen.sum((1, 2, 3))
         joint = self.transitions.mT @ (seen / mass[:, None, None, None])

@@ -137,8 +137,11 @@ def checked_matrices(
     starts = stochastic("initial", given, 2 if given.ndim == 2 else 1)
     if starts.shape not in ((states,), (n, states)):
         raise InputError("initial.shape", tuple(starts.shape), f"({states},) or ({n}, {states})")
-    where = transitions.device if device is None else device
-    return starts.to(where), transitions.to(where), emissions.to(where)
+    try:
+        where = transitions.device if device is None else torch.device(device)
+        return starts.to(where), transitions.to(where), emissions.to(where)
+    except (TypeError, RuntimeError, AssertionError) as error:  # of torch, for what is no device or not there
+        raise InputError("device", device, "a torch device of this machine", str(error).partition("\n")[0]) from None
 
 
 def checked_prior(prior: Table | None, tasks: Ids | None, n_tasks: int) -> Float64[Tensor, " tasks"]:

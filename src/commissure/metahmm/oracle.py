@@ -170,7 +170,7 @@ class BayesOracle:
         prior: Table | None,
         dtype: torch.dtype,
     ) -> None:
-        if dtype not in (torch.float32, torch.float64):
+        if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
             raise InputError("dtype", dtype, "torch.float32 or torch.float64")
         self.dtype, self.device = dtype, transitions.device
         self.n_transitions, self.n_states, _ = transitions.shape
@@ -182,9 +182,9 @@ class BayesOracle:
         self._joint = (by_parts * initial.expand(self.n_transitions, -1)[:, :, None]).to(dtype)
 
     def _set_options(self, prune: float, rescale: str, on_impossible: str) -> None:
-        if rescale not in ("joint", "task"):
+        if not isinstance(rescale, str) or rescale not in ("joint", "task"):
             raise InputError("rescale", rescale, "'joint' or 'task'")
-        if on_impossible not in ("raise", "-inf"):
+        if not isinstance(on_impossible, str) or on_impossible not in ("raise", "-inf"):
             raise InputError("on_impossible", on_impossible, "'raise' or '-inf'")
         self.prune = checked_prune(prune, self.prior.view(self.n_transitions, -1).sum(1))
         self._per_task, self._raises = rescale == "task", on_impossible == "raise"
