@@ -34,7 +34,7 @@ __all__ = ["Measured", "measure", "run", "search"]
 
 HELD_OUT, SEQUENCES, AT = 8, 800, (1, 3, 5, 8, 10, 12, 15, 20, 25, 32)
 CONFIG = FitConfig.from_preset("cpu")
-SETS = {"train": "training tasks", "held_out": "held-out tasks", "attention": "attention, training tasks"}
+SETS = {"train": "GRU, training tasks", "held_out": "GRU, held-out tasks", "attention": "attention, training tasks"}
 RATES = {"gru": 8e-3, "attention": 4e-3}
 STYLES = {"train": ("GRU", "-"), "held_out": ("GRU", "--"), "attention": ("attention", "-")}
 MIXERS = ("gru", "mamba", "rg_lru", "mesa", "gated_deltanet", "gated_linear", "mlstm", "s4d", "attention")
@@ -145,6 +145,6 @@ def _figure(found: dict[str, list[Measured]]) -> str:
         entropy = np.mean([m.entropy for m in found["train"]], 0)
         ax.plot(np.arange(len(entropy)), entropy / entropy[0], ":", color=COLORS["Mesa"], label="task entropy / ln 64")
         ax.set_xlabel("tokens seen")
-        ax.set_ylabel("distance to the optimum, Div (nats)")
+        ax.set_ylabel("Div from the optimum (nats)")
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         return to_svg(fig, label="Divergence from the Bayes optimum against tokens seen, training and held-out tasks")
