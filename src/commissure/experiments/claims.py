@@ -311,7 +311,7 @@ CLAIMS: tuple[Claim, ...] = (
             Bound("train_latest_peak", at_most=20),
             Bound("train_over_end", at_least=1.3),
         ),
-        cost=Cost(smoke=0, quick=0, full=330),
+        cost=Cost(smoke=0, quick=0, full=700),
         module="commissure.experiments.metahmm_bump",
     ),
     Claim(
