@@ -20,7 +20,7 @@ from commissure.metahmm.conditional import ExactConditional, FactorEmbedding, So
 from commissure.metahmm.divergence import evaluate_divergence, pointwise_divergence
 from commissure.metahmm.monte_carlo import EntropyGate, MonteCarloPredictor, Weighting
 from commissure.metahmm.oracle import BayesOracle
-from commissure.metahmm.particles import mixture
+from commissure.metahmm.particles import _Particles, mixture
 from commissure.metahmm.samplers import FactorPosterior, LatentFlow, OraclePosterior, TablePosterior
 from commissure.nn import Stack
 
@@ -355,3 +355,43 @@ def test_refusals() -> None:
         predictor(1, gate=EntropyGate(0.5))
     with pytest.raises(InputError, match="tokens"):
         predictor(1)(TOKENS[0])
+
+
+def test_a_prior_that_is_not_uniform_is_weighed() -> None:
+    """Every task once under the importance weights is the oracle with that prior; so are particles before they move."""
+    oracle = BayesOracle(ENV, prior=WRONG)
+
+    class Listed(Everything):
+        def propose(self, tokens: Tensor) -> TablePosterior:
+            proposal = super().propose(tokens)
+            proposal.prior = WRONG.log()
+            return proposal
+
+    expected = oracle.log_probs(TOKENS)
+    out = predictor(N, "importance", Listed())(TOKENS)
+    torch.testing.assert_close(out.log_probs, expected, rtol=0, atol=1e-12)
+    first = predictor(N, "smc", Listed())(TOKENS)
+    torch.testing.assert_close(first.log_probs[:, 0], expected[:, 0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(first.ess[:, 0], (1 / WRONG.square().sum()).expand(8), rtol=1e-12, atol=0)
+
+
+def test_a_move_is_accepted_by_prior_likelihood_and_proposal() -> None:
+    """The logarithm of p(c') L(c') q(c) / (p(c) L(c) q(c')), each looked up; and what a pool says of its codes."""
+    q = torch.rand(8, 11, N, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    particles = _Particles(EXACT, TablePosterior(q, log_prior=WRONG.log()), TOKENS, 5, 0)
+    each = EXACT.log_probs(TOKENS, torch.arange(N)[None, :, None].expand(8, -1, -1))
+    gained = each[:, :, :-1].gather(-1, TOKENS[:, None, :, None].expand(-1, N, -1, 1))[..., 0]
+    rows, poor = torch.arange(8)[:, None], torch.ones(8, dtype=torch.bool)
+    for t in range(1, 5):
+        particles.observe(t)
+        likelihood = gained[:, :, :t].sum(-1)
+        kept = particles.owner
+        candidate, log_ratio = particles._propose(t, kept, poor)
+        there, here = particles.pool.codes[candidate][..., 0], particles.pool.codes[kept][..., 0]
+        weight = WRONG.log() + likelihood - q[:, t]
+        torch.testing.assert_close(log_ratio, weight[rows, there] - weight[rows, here], rtol=0, atol=1e-12)
+        particles.rejuvenate(t, mixture(particles.log_weights)[0], poor)
+        pool = particles.pool
+        torch.testing.assert_close(pool.log_lik, likelihood[pool.row, pool.codes[:, 0]], rtol=0, atol=1e-12)
+        torch.testing.assert_close(pool.log_probs, each[pool.row, pool.codes[:, 0], t], rtol=0, atol=1e-12)
+        assert not bool(particles.log_weights.any()), "resampled particles weigh the same"

@@ -210,3 +210,10 @@ def test_refusals() -> None:
         LatentFlow(encoder(), 1)
     with pytest.raises(InputError, match="codes"):
         flow().set_scale(torch.zeros(5, 3, dtype=torch.float64))
+
+
+def test_the_oracle_s_own_prior_goes_with_its_posterior() -> None:
+    prior = torch.linspace(1, 8, 16, dtype=torch.float64) / torch.linspace(1, 8, 16, dtype=torch.float64).sum()
+    proposal = OraclePosterior(BayesOracle(ENV, prior=prior)).propose(TOKENS)
+    codes = torch.arange(16)[:, None].expand(3, 7, -1, -1)
+    torch.testing.assert_close(proposal.log_prior(codes).exp(), prior.expand(3, 7, -1), rtol=1e-12, atol=0)
