@@ -435,3 +435,17 @@ def test_particles_are_left_alone_while_half_of_them_count() -> None:
     assert bool(rich.any())
     assert not bool(rich.all())
     assert float(gap[rich].max()) < 1e-12 < 1e-3 < float(gap[~rich].min())
+
+
+def test_particles_pay_for_every_position_they_run() -> None:
+    class Metered(Counting):
+        n_steps = 0
+
+        def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, State]:
+            self.n_steps += len(tokens)
+            return super().step(tokens, state)
+
+    metered = Metered()
+    out = MonteCarloPredictor(metered, POSTERIOR, n_samples=10, weighting="smc")(TOKENS)
+    assert int(out.n_forward.sum()) == len(metered.decoded)
+    assert int(out.n_tokens.sum()) == metered.n_steps + sum(len(row) + 1 for row, _ in metered.decoded)
