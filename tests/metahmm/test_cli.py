@@ -20,6 +20,7 @@ from commissure.cli import main
 from commissure.core.errors import InputError
 from commissure.metahmm import BayesOracle, MetaHMM, Setting, Trained, evaluate_divergence
 from commissure.metahmm.fit import FitConfig, fit, implicit_stack
+from commissure.metahmm.show import ambiguity, facts
 from commissure.nn import GRU, Stack
 
 TINY = ["--preset", "tiny", "--seed", "3", "--mixer", "gru", "--set", "batch_size=4", "length=6"]
@@ -271,3 +272,24 @@ def test_a_group_without_tasks_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert main(["metahmm", "fit", *TINY, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
     assert main(["metahmm", "eval", str(tmp_path / "run"), "--tasks", "train", "ood"]) == 2
     assert "--held-out-pairs" in capsys.readouterr().err
+
+
+def test_a_setting_is_its_environment_and_its_split() -> None:
+    options: dict[str, Any] = {"seed": 5, "variant": "reference"}
+    setting = Setting.from_preset("tiny", **options, n_val=4, n_held_out_pairs=1)
+    env = MetaHMM.from_preset("tiny", **options)
+    assert setting.environment().digest == env.digest
+    found, want = setting.split(env), env.split(4, seed=5, n_held_out_pairs=1)
+    assert all(torch.equal(a, b) for a, b in zip(found[:3], want[:3], strict=True))
+    assert found.held_out == want.held_out
+
+
+def test_entropies_are_the_rows_and_the_doubt_has_quartiles() -> None:
+    env = MetaHMM.from_preset("e64", seed=3)
+    found = facts(env)
+    for rows, entropy in ((env.transitions, found.transition_entropy), (env.emissions, found.emission_entropy)):
+        every = [sum(-p * math.log(p) for p in row if p > 0) for row in rows.flatten(0, 1).tolist()]
+        assert entropy == pytest.approx(sum(every) / len(every))
+    doubt = ambiguity(env, n_sequences=200, length=6, seed=1)
+    assert [row.position for row in doubt] == list(range(7))
+    assert all(row.low < row.mean < row.high for row in doubt[2:5])

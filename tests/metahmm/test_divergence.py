@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from commissure.core.errors import InputError
+from commissure.core.stats import paired_bootstrap
 from commissure.metahmm import MetaHMM
 from commissure.metahmm.backbones import backbone
 from commissure.metahmm.divergence import evaluate_divergence, pointwise_divergence
@@ -247,3 +248,15 @@ def test_no_prediction_is_lost_where_the_posterior_has_settled() -> None:
     assert bool((oracle.epistemic(tokens) >= 0).all())
     measured = evaluate_divergence(oracle, tokens, oracle=oracle, n_resamples=100)
     assert sum(row.n for row in measured.by_entropy) == measured.overall.n == told.task_entropy.numel()
+
+
+def test_intervals_are_the_bootstrap_that_was_asked_for() -> None:
+    """Seed, number of resamples and level go with every interval; sequences are counted apart from predictions."""
+    asked: dict[str, Any] = {"seed": 4, "n_resamples": 150, "level": 0.5}
+    measured = evaluate_divergence(Smoothed(), TOKENS, oracle=ORACLE, **asked)
+    values = measured.pointwise.divergence
+    sequence = torch.arange(len(values))[:, None].expand(values.shape)
+    want = paired_bootstrap(values.flatten().numpy(), groups=sequence.flatten().numpy(), **asked)
+    assert measured.overall.divergence == want
+    assert (measured.overall.n, measured.overall.n_sequences) == (120, 12)
+    assert {(row.n, row.n_sequences) for row in measured.by_position} == {(12, 12)}

@@ -213,3 +213,8 @@ def test_bad_environments() -> None:
     for seed in (-1, True, 0.5):
         with pytest.raises(InputError, match="seed"):
             MetaHMM.from_preset("tiny", seed=seed)
+
+
+def test_every_state_is_as_likely_first() -> None:
+    env = MetaHMM.from_preset("small", seed=15)
+    assert torch.equal(env.initial, torch.full((20,), 0.05, dtype=torch.float64))

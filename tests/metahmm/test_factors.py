@@ -128,3 +128,9 @@ def test_bad_splits() -> None:
         FactorSpace(3)
     with pytest.raises(InputError, match="every value stays seen"):
         SPACE.split(1, seed=0, n_held_out_pairs=100)
+
+
+def test_held_out_pairs_depend_on_the_seed() -> None:
+    drawn = [SPACE.split(0, seed=seed, n_held_out_pairs=1).held_out for seed in range(20)]
+    assert drawn[0] == SPACE.split(5, seed=0, n_held_out_pairs=1).held_out
+    assert len(set(drawn)) > 5

@@ -249,3 +249,56 @@ def test_refusals() -> None:
         fit(nn.Linear(2, 2), ENV, config=QUICK)
     with pytest.raises(InputError, match=r"FitConfig\.keep"):
         FitConfig(keep="best")  # type: ignore[arg-type]
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Every batch of tokens that is drawn from here on."""
+    drawn: list[Tensor] = []
+    sample = MetaHMM.sample
+
+    def watching(self: MetaHMM, *arguments: Any, **options: Any) -> Any:
+        sequences = sample(self, *arguments, **options)
+        drawn.append(sequences.tokens)
+        return sequences
+
+    monkeypatch.setattr(MetaHMM, "sample", watching)
+    return drawn
+
+
+def test_the_first_token_is_learned_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first loss is the mean of -log p over tokens 1 .. T of the model as it was made."""
+    drawn, untrained, told = watched(monkeypatch), tiny_stack(), conditional()
+    own = fit(tiny_stack(), ENV, config=QUICK).losses[0]
+    known = fit(conditional(), ENV, config=QUICK).losses[0]
+    first, second = drawn[0], drawn[QUICK.steps]
+    want = -untrained.log_probs(first)[:, :-1].gather(-1, first[..., None]).mean()
+    assert own == pytest.approx(float(want.detach()), rel=1e-6)
+    factors = torch.zeros(len(second), 1, len(ENV.factor_sizes), dtype=torch.int64)  # not heard before training
+    want = -told.log_probs(second, factors)[:, 0, :-1].gather(-1, second[..., None]).mean()
+    assert known == pytest.approx(float(want.detach()), rel=1e-6)
+
+
+def test_one_task_gives_another_sequence_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = watched(monkeypatch)
+    fit(tiny_stack(), ENV, tasks=torch.tensor([3]), config=QUICK)
+    assert len({tuple(tokens.flatten().tolist()) for tokens in drawn}) == QUICK.steps
+
+
+def test_only_attention_has_positions_and_the_seed_makes_the_model() -> None:
+    assert implicit_stack("cpu", vocab=6).config.positions == "rotary"
+    assert implicit_stack("cpu", vocab=6, mixer="gru").config.positions == "none"
+    first, again, other = (implicit_stack("cpu", vocab=6, seed=seed).start for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_flow_is_standardized_on_the_given_tasks() -> None:
+    class Ids:
+        key = "ids"
+
+        def __call__(self, task_ids: Tensor, *, seed: int) -> Tensor:
+            return task_ids[:, None].expand(-1, 8).float()
+
+    model = flow()
+    fit(model, ENV, tasks=torch.tensor([9, 9, 9]), codes=Ids(), config=QUICK)
+    assert float(model.mean[0]) == 9

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from commissure.core.errors import DegenerateError, InputError
 from commissure.core.mixer import State
-from commissure.core.rng import isolated
+from commissure.core.rng import isolated, spawn
 from commissure.metahmm import MetaHMM
 from commissure.metahmm.backbones import flops_per_token
 from commissure.metahmm.conditional import ExactConditional, FactorEmbedding, SoftPrefix
 from commissure.metahmm.divergence import evaluate_divergence, pointwise_divergence
 from commissure.metahmm.monte_carlo import EntropyGate, MonteCarloPredictor, Weighting
 from commissure.metahmm.oracle import BayesOracle
-from commissure.metahmm.particles import mixture
+from commissure.metahmm.particles import _Particles, _resample, mixture
 from commissure.metahmm.samplers import FactorPosterior, LatentFlow, OraclePosterior, TablePosterior
 from commissure.nn import Stack
 
@@ -433,3 +433,97 @@ def test_refusals() -> None:
         predictor(1, gate=EntropyGate(0.5))
     with pytest.raises(InputError, match="tokens"):
         predictor(1)(TOKENS[0])
+
+
+def test_a_prior_that_is_not_uniform_is_weighed() -> None:
+    """Every task once under the importance weights is the oracle with that prior; so are particles before they move."""
+    oracle = BayesOracle(ENV, prior=WRONG)
+
+    class Listed(Everything):
+        def propose(self, tokens: Tensor) -> TablePosterior:
+            proposal = super().propose(tokens)
+            proposal.prior = WRONG.log()
+            return proposal
+
+    expected = oracle.log_probs(TOKENS)
+    out = predictor(N, "importance", Listed())(TOKENS)
+    torch.testing.assert_close(out.log_probs, expected, rtol=0, atol=1e-12)
+    first = predictor(N, "smc", Listed())(TOKENS)
+    torch.testing.assert_close(first.log_probs[:, 0], expected[:, 0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(first.ess[:, 0], (1 / WRONG.square().sum()).expand(8), rtol=1e-12, atol=0)
+
+
+def test_a_move_is_accepted_by_prior_likelihood_and_proposal() -> None:
+    """The logarithm of p(c') L(c') q(c) / (p(c) L(c) q(c')), each looked up; and what a pool says of its codes."""
+    q = torch.rand(8, 11, N, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    particles = _Particles(EXACT, TablePosterior(q, log_prior=WRONG.log()), TOKENS, 5, 0)
+    each = EXACT.log_probs(TOKENS, torch.arange(N)[None, :, None].expand(8, -1, -1))
+    gained = each[:, :, :-1].gather(-1, TOKENS[:, None, :, None].expand(-1, N, -1, 1))[..., 0]
+    rows, poor = torch.arange(8)[:, None], torch.ones(8, dtype=torch.bool)
+    drawn = particles.pool.codes[particles.owner][..., 0]
+    torch.testing.assert_close(particles.log_weights, WRONG.log()[drawn] - q[rows, 0, drawn], rtol=0, atol=1e-12)
+    for t in range(1, 5):
+        particles.observe(t)
+        likelihood = gained[:, :, :t].sum(-1)
+        kept = particles.owner
+        candidate, log_ratio = particles._propose(t, kept, poor)
+        there, here = particles.pool.codes[candidate][..., 0], particles.pool.codes[kept][..., 0]
+        weight = WRONG.log() + likelihood - q[:, t]
+        torch.testing.assert_close(log_ratio, weight[rows, there] - weight[rows, here], rtol=0, atol=1e-12)
+        particles.rejuvenate(t, mixture(particles.log_weights)[0], poor)
+        pool = particles.pool
+        torch.testing.assert_close(pool.log_lik, likelihood[pool.row, pool.codes[:, 0]], rtol=0, atol=1e-12)
+        torch.testing.assert_close(pool.log_probs, each[pool.row, pool.codes[:, 0], t], rtol=0, atol=1e-12)
+        assert not bool(particles.log_weights.any()), "resampled particles weigh the same"
+
+
+def test_no_code_is_decoded_for_the_fallback_alone() -> None:
+    """Each row decodes the distinct codes of its sampled positions, none for the others."""
+    counting, gate = Counting(), EntropyGate(1.0, 2.0)
+    out = MonteCarloPredictor(counting, POSTERIOR, n_samples=20, gate=gate, fallback=ORACLE)(TOKENS)
+    codes = POSTERIOR.propose(TOKENS).sample(torch.arange(11), 20, seed=spawn(0, "codes"))[..., 0]
+    used = [codes[row][out.sampled[row]].unique() for row in range(8)]
+    assert out.n_forward.tolist() == [len(some) for some in used]
+    assert len(counting.decoded) == sum(map(len, used)) < sum(len(codes[row].unique()) for row in range(8))
+
+
+def test_resampling_is_systematic_and_unbiased() -> None:
+    """Each particle floor or ceil of n W times, n W on average, and never one without weight."""
+    weights = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.0, 0.4, 0.0], dtype=torch.float64)
+    index = _resample(weights.log().expand(4000, -1), seed=0)
+    times = torch.nn.functional.one_hot(index, 7).sum(1).double()
+    assert bool(((times - 7 * weights).abs() < 1).all())
+    assert bool((times[:, weights == 0] == 0).all())
+    error = times.std(0) / 4000**0.5
+    assert bool(((times.mean(0) - 7 * weights).abs() <= 4 * error).all())
+
+
+def test_particles_are_left_alone_while_half_of_them_count() -> None:
+    """After one token: the first particles by their weights where ESS >= K / 2, others elsewhere."""
+    n = 6
+    out = predictor(n, "smc", dense.DensePosterior(ORACLE, WRONG))(TOKENS)
+    proposal = TablePosterior(WRONG.log().expand(8, 11, N))
+    codes = proposal.sample(torch.tensor([0]), n, seed=spawn(0, "particles"))[:, 0]
+    each = EXACT.log_probs(TOKENS[:, :1], codes)
+    log_weights = each[:, :, 0].gather(-1, TOKENS[:, :1, None].expand(-1, n, -1))[..., 0] - WRONG.log()[codes[..., 0]]
+    log_weights, ess = mixture(log_weights)
+    torch.testing.assert_close(out.ess[:, 1], ess, rtol=1e-12, atol=0)
+    gap = (out.log_probs[:, 1] - torch.logsumexp(log_weights[..., None] + each[:, :, 1], 1)).abs().amax(-1)
+    rich = ess >= n / 2
+    assert bool(rich.any())
+    assert not bool(rich.all())
+    assert float(gap[rich].max()) < 1e-12 < 1e-3 < float(gap[~rich].min())
+
+
+def test_particles_pay_for_every_position_they_run() -> None:
+    class Metered(Counting):
+        n_steps = 0
+
+        def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, State]:
+            self.n_steps += len(tokens)
+            return super().step(tokens, state)
+
+    metered = Metered()
+    out = MonteCarloPredictor(metered, POSTERIOR, n_samples=10, weighting="smc")(TOKENS)
+    assert int(out.n_forward.sum()) == len(metered.decoded)
+    assert int(out.n_tokens.sum()) == metered.n_steps + sum(len(row) + 1 for row, _ in metered.decoded)

@@ -536,3 +536,39 @@ def test_against_hmmlearn():
         model.startprob_, model.transmat_, model.emissionprob_ = initial, transition, emission
         told = BayesOracle(TINY, tasks=[task], dtype=torch.float32)(tokens[task : task + 1])
         assert float(told.log_evidence[0, -1]) == pytest.approx(model.score(tokens[task][:, None].numpy()), rel=1e-4)
+
+
+def test_chunks_of_rows_keep_their_lengths_and_their_numbers(monkeypatch):
+    """Memory for one row at a time: the same results, and an impossible token is named by its own row."""
+    tokens, ends = TINY.sample(torch.arange(5), 12, seed=0), torch.tensor([12, 3, 0, 7, 12])
+    oracle = BayesOracle(TINY)
+    calls = (oracle, oracle.log_probs, oracle.epistemic, oracle.marginals, oracle.task_posterior)
+    whole = [call(tokens, ends) for call in calls]
+    eye = torch.eye(3, dtype=torch.float64)
+    still = BayesOracle(Family(torch.full((3,), 1 / 3, dtype=torch.float64), eye[None], eye[None]))
+    monkeypatch.setattr("commissure.metahmm.oracle._STATE_BYTES", 1)
+    for call, want in zip(calls, whole, strict=True):
+        found = call(tokens, ends)
+        for a, b in zip(*((x if isinstance(x, tuple) else (x,)) for x in (found, want)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13, equal_nan=True)
+    with pytest.raises(DegenerateError, match=r"tokens\[2, 1\] = 0: probability 0"):
+        still(torch.tensor([[0, 0], [1, 1], [2, 0]]))
+
+
+def test_every_result_ends_with_its_row():
+    """Ragged rows of every output are those of the row alone, NaN after its end."""
+    env = MetaHMM.from_preset("e64", seed=1)
+    tokens, ends = env.sample([3, 40, 17], 9, seed=0).tokens, torch.tensor([4, 9, 0])
+    oracle = BayesOracle(env)
+    calls = (
+        lambda *x: [oracle.log_probs(*x)],
+        lambda *x: [oracle.epistemic(*x)],
+        lambda *x: [*oracle.marginals(*x)],
+        lambda *x: [*oracle.factor_marginals(*x).posteriors],
+    )
+    for call in calls:
+        told = call(tokens, ends)
+        for row, end in enumerate(ends.tolist()):
+            for a, b in zip(told, call(tokens[row : row + 1, :end]), strict=True):
+                torch.testing.assert_close(a[row, : end + 1], b[0], rtol=1e-12, atol=1e-14)
+                assert a[row, end + 1 :].isnan().all()

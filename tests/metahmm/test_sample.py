@@ -214,3 +214,15 @@ def test_bad_samples() -> None:
     with pytest.raises(InputError, match="seed"):
         TINY.sample([0], 3, seed=-1)
     assert TINY.sample([], 3, seed=0).tokens.shape == (0, 3)
+
+
+def test_all_numbers_follow_the_seed() -> None:
+    """States, tokens of equal states, lengths and steps of a switch, each by itself."""
+    ids = torch.arange(64)
+    a, b = (E64.sample(ids, 9, seed=seed) for seed in (0, 1))
+    is_same = a.states == b.states
+    assert not is_same.all()
+    assert (a.tokens != b.tokens)[is_same].any()
+    a, b = (E64.sample(ids, (1, 9), seed=seed, switch_to=ids.flip(0), switch_at=(0, 9)) for seed in (0, 1))
+    assert not torch.equal(a.lengths, b.lengths)
+    assert not torch.equal(a.switch_at, b.switch_at)

@@ -281,3 +281,10 @@ def test_refusals() -> None:
             TablePosterior(table, codes=codes)
     with pytest.raises(InputError, match="log_prior"):
         TablePosterior(table, log_prior=table[0, 0, :3])
+
+
+def test_the_oracle_s_own_prior_goes_with_its_posterior() -> None:
+    prior = torch.linspace(1, 8, 16, dtype=torch.float64) / torch.linspace(1, 8, 16, dtype=torch.float64).sum()
+    proposal = OraclePosterior(BayesOracle(ENV, prior=prior)).propose(TOKENS)
+    codes = torch.arange(16)[:, None].expand(3, 7, -1, -1)
+    torch.testing.assert_close(proposal.log_prior(codes).exp(), prior.expand(3, 7, -1), rtol=1e-12, atol=0)

@@ -112,3 +112,10 @@ def test_refusals() -> None:
         compute_curve(EXACT, TOKENS, oracle=ORACLE, batch_size=0)
     with pytest.raises(InputError, match="weighting"):
         compute_curve(EXACT, TOKENS, oracle=ORACLE, weightings=("best",))  # type: ignore[arg-type]
+
+
+def test_intervals_are_those_asked_for() -> None:
+    asked: dict[str, Any] = {"seed": 3, "n_resamples": 150, "level": 0.5}
+    (row,) = compute_curve(EXACT, TOKENS, oracle=ORACLE, n_samples=(2,), **asked)
+    measured = evaluate_divergence(EXACT.having(n_samples=2), TOKENS, oracle=ORACLE, **asked)
+    assert row.divergence == measured.overall.divergence

@@ -335,3 +335,25 @@ def test_variants_without_prior_mass_are_written_as_zeros():
     finally:
         torch.use_deterministic_algorithms(False)
     assert not after.joint[:, [1, 4]].any()
+
+
+@needs_kernel
+@pytest.mark.parametrize("per_task", [False, True], ids=["joint", "task"])
+@pytest.mark.parametrize("clone", CLONES)
+def test_dropped_mass_adds_up_and_what_is_left_goes_on(clone, per_task):
+    """Three coins and nothing but heads: one is left out after 8 tokens, one after 24, each with its share by then."""
+    heads = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
+    tables = torch.stack([heads, 1 - heads], 1)[:, None, None]
+    family = hmm_family(torch.ones(3, 1, 1, dtype=torch.float64), tables)
+    state = hmm_state(torch.full((1, 3, 1, 1), 1 / 3, dtype=torch.float64), per_task=per_task)
+    args = family, torch.zeros(1, 30, dtype=torch.int64), state, torch.tensor([30])
+    dropped = torch.zeros(31, dtype=torch.float64)
+    dropped[8:] += heads[2] ** 8 / (heads**8).sum()
+    dropped[24:] += heads[1] ** 24 / (heads[:2] ** 24).sum()
+    live = [heads[: 3 if t <= 8 else 2 if t <= 24 else 1] for t in range(1, 31)]
+    gained = [((left**t).sum() / (left ** (t - 1)).sum()).log() for t, left in enumerate(live, 1)]
+    evidence = torch.stack([dropped[0], *gained]).cumsum(0)
+    for told in (compiled(clone, *args, prune=1e-6), dense(*args, prune=1e-6)):
+        torch.testing.assert_close(told[7][0], dropped, rtol=1e-11, atol=0)
+        torch.testing.assert_close(told[6][0], evidence, rtol=1e-11, atol=1e-15)
+        torch.testing.assert_close(told[4], dropped[-1:], rtol=1e-11, atol=0)
