@@ -109,8 +109,11 @@ def _figure(found: list[dict[str, float]]) -> str:
                     label = SETS[which] if place == 0 else None
                     panel.plot(values, [place] * len(values), marker, color=color, label=label)
             panel.set_xscale("log")
-            panel.set_xlabel("distance to the optimum, Div (nats)")
+            ticks = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+            panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            panel.minorticks_off()
+            panel.set_xlabel("Div from the optimum (nats)")
             panel.set_title("all positions" if band == "all" else "1 ≤ H < 4.5 nats")
         panels[0].set_yticks(range(len(SHOWN)), list(reversed(SHOWN.values())))
-        panels[1].legend()
+        fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
         return to_svg(fig, label="Divergence of each predictor from the optimum, one dot a seed, log scale")
