@@ -326,7 +326,7 @@ CLAIMS: tuple[Claim, ...] = (
             Bound("rival_held_out_all", at_least=1, side="low"),
             Bound("rival_held_out_amb", at_least=1, side="low"),
         ),
-        cost=Cost(smoke=0, quick=0, full=1000),
+        cost=Cost(smoke=0, quick=0, full=1100),
         module="commissure.experiments.metahmm_monte_carlo",
     ),
 )
