@@ -6,7 +6,7 @@ entropy is below a threshold, and leaves the other positions to the implicit pre
 
     rival       an implicit predictor of the least width whose operations a predicted token are at least those of
                 `gated`: encoder, table of proposals, fallback, and the conditional predictor at each position it
-                decodes; trained as many steps as the implicit one, which are more operations than all parts of `gated`
+                decodes; trained as many steps as each part of `gated`, which are more operations than theirs together
     all, amb    mean Div over all positions; over those where 1 <= H < 4.5 nats, H the exact entropy of the task
     rival_...   rival's Div / gated Div, paired by seed
 
@@ -52,10 +52,8 @@ def run(ctx: Context) -> Outcome:
         gain = found[-1]["rival train all"] / found[-1]["gated train all"]
         ctx.progress((seed + 1) / n_seeds, f"seed {seed}: rival / gated = {gain:.2f}")
     rows = _rows(found)
-    note = (
-        f"{steps} steps, {2 * steps} for conditional predictor and sampler, of width {NARROW}; widths of the rivals: "
-    )
-    note += ", ".join(f"{f['width']:.0f}" for f in found) + f", of the implicit one: {DIM}"
+    widths = ", ".join(f"{f['width']:.0f}" for f in found)
+    note = f"{steps} steps each; widths: rivals {widths}, implicit {DIM}, conditional and sampler {NARROW}"
     data = "generated sequences, e64"
     return Outcome(tuple(rows), ctx.judge(rows, n_seeds), _figure(found), n_seeds, note, data)
 

@@ -143,7 +143,9 @@ def _measured(
             yield journal.write(claim, _empty(claim, "NOT RUN", note=f"not run at budget {budget}"))
     if not todo:
         return
-    batches = [[claim for claim in todo if not claim.exclusive], *([claim] for claim in todo if claim.exclusive)]
+    # The longest first: none is left to run alone at the end.
+    shared = sorted((claim for claim in todo if not claim.exclusive), key=lambda claim: -claim.cost.at(budget))
+    batches = [shared, *([claim] for claim in todo if claim.exclusive)]
     with ExitStack() as stack:
         if executor is None:
             lanes = workers if workers is not None else min(_cores(), len(todo))
