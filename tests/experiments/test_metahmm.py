@@ -22,6 +22,7 @@ from commissure.experiments import (
 )
 from commissure.experiments.claims import CLAIMS, Context, Outcome
 from commissure.metahmm import MetaHMM
+from commissure.metahmm.fit import FitConfig
 from commissure.metahmm.oracle import BayesOracle
 from commissure.native import backend
 
@@ -139,7 +140,7 @@ def test_bump_misses_without_a_peak_of_its_own() -> None:
     def seeds(*peaks: int, end: float = 0.5) -> dict[str, list[metahmm_bump.Measured]]:
         curves = [np.interp(times, (0, peak, 32), (0, 1, end)) for peak in peaks]
         rising = [np.linspace(0, 1, 33)] * len(peaks)  # what has no gate does not decide
-        return {"train": made(curves), "held_out": made(rising), "attention": made(rising)}
+        return {"train": made(curves), "held_out": made(rising)}
 
     def made(curves: list[np.ndarray]) -> list[metahmm_bump.Measured]:
         return [metahmm_bump.Measured(c, c, np.ones(len(metahmm_bump.ENTROPY_EDGES) - 1), 2.0, 1.0) for c in curves]
@@ -154,17 +155,15 @@ def test_bump_misses_without_a_peak_of_its_own() -> None:
 
 
 def test_bump_was_searched_at_its_length_on_seeds_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(mixer: str, *, lr: float, steps: int, seed: int) -> dict[str, metahmm_bump.Measured]:
+    def fake(mixer: str, config: FitConfig, *, seed: int) -> dict[str, metahmm_bump.Measured]:
         assert seed >= metahmm_bump._SIZES["full"][0]
-        curves = {"train": np.array([0.0, 2 * lr]), "held_out": np.array([1.0, 3.0])}
+        curves = {"train": np.array([0.0, 2 * config.lr]), "held_out": np.array([1.0, 3.0])}
         return {name: metahmm_bump.Measured(c, c, c, 0.0, 0.0) for name, c in curves.items()}
 
     monkeypatch.setattr(metahmm_bump, "measure", fake)
     searched = list(metahmm_bump.search())
-    assert all((train, held_out) == (lr, 2.0) for _, lr, _, _, train, held_out, _ in searched)
-    runs = [(mixer, lr, steps) for mixer, lr, steps, *_ in searched]
-    assert ("gru", metahmm_bump.RATES["gru"], metahmm_bump._SIZES["full"][1]) in runs
-    assert ("attention", metahmm_bump.RATES["attention"], 1000) in runs
+    assert all((tried.train, tried.held_out) == (tried.config.lr, 2.0) for tried in searched)
+    assert (metahmm_bump.MIXER, metahmm_bump.CONFIG) in [(tried.mixer, tried.config) for tried in searched]
 
 
 def test_monte_carlo_misses_where_the_rival_is_as_good() -> None:

@@ -311,7 +311,7 @@ CLAIMS: tuple[Claim, ...] = (
             Bound("train_latest_peak", at_most=20),
             Bound("train_over_end", at_least=1.3),
         ),
-        cost=Cost(smoke=0, quick=0, full=700),
+        cost=Cost(smoke=0, quick=0, full=1100),
         module="commissure.experiments.metahmm_bump",
     ),
     Claim(
@@ -326,7 +326,7 @@ CLAIMS: tuple[Claim, ...] = (
             Bound("rival_held_out_all", at_least=1, side="low"),
             Bound("rival_held_out_amb", at_least=1, side="low"),
         ),
-        cost=Cost(smoke=0, quick=0, full=1100),
+        cost=Cost(smoke=0, quick=0, full=1800),
         module="commissure.experiments.metahmm_monte_carlo",
     ),
 )

@@ -31,7 +31,7 @@ __all__ = ["GRIDS", "SAMPLES", "SEARCH_SEED", "THRESHOLDS", "Tried", "search"]
 
 SEARCH_SEED = 100
 _RATES = (4e-3, 8e-3, 16e-3)
-GRIDS = {"implicit": _RATES, "conditional": _RATES, "sampler": _RATES, "rival": (2e-3, 4e-3, 8e-3)}
+GRIDS = {"implicit": _RATES, "conditional": _RATES, "sampler": _RATES, "rival": (1e-3, 2e-3, 4e-3)}
 SAMPLES, THRESHOLDS = (32, 64, 128), (2.0, 3.0, 3.5)
 
 
