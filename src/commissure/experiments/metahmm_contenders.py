@@ -41,7 +41,7 @@ __all__ = [
 
 DIM, NARROW, LENGTH, HELD_OUT, SEQUENCES = 64, 32, 32, 8, 160
 STEPS = 2400  # of every part, the rival too
-CHOSEN = {"implicit": 8e-3, "rival": 4e-3, "conditional": 8e-3, "sampler": 16e-3}
+CHOSEN = {"implicit": 8e-3, "rival": 2e-3, "conditional": 8e-3, "sampler": 16e-3}
 _POOL = 64  # batches that are generated at once
 
 
