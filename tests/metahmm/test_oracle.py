@@ -527,7 +527,7 @@ def test_empty_batches_and_no_tokens():
 
 
 def test_against_hmmlearn():
-    """Log likelihood of single tasks; only where hmmlearn is installed."""
+    """Log likelihood of single tasks."""
     hmm = pytest.importorskip("hmmlearn.hmm")
     tokens = TINY.sample(torch.arange(16), 50, seed=2)
     for task in range(16):
