@@ -2,8 +2,8 @@
 
 Every trained part, the rival too, has three learning rates a factor of two apart; the one of the least mean Div on
 training tasks is kept (a sampler's is the gated predictor's), so that held-out tasks choose no rate.  K and the gate's
-threshold are read off one set of trained parts; the rival is as wide as the claim's K and threshold ask.  About a
-quarter of an hour.
+threshold are read off one set of trained parts; the rival is as wide as the claim's K and threshold ask.  About
+forty minutes.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
@@ -109,10 +110,9 @@ def fit(
         )
     Trained(model, setting, env).save(out / _MODEL)
     checkpoint.path.unlink()
-    last = result.losses[-100:]
     found: dict[str, Any] = {"model": str(out / _MODEL), "parameters": sum(p.numel() for p in model.parameters())}
     found |= {"tasks": {group: len(ids) for group, ids in zip(("train", "val", "ood"), split[:3], strict=True)}}
-    found |= {"steps": len(result.losses), "loss": sum(last) / len(last), "cpu_s": time.process_time() - start}
+    found |= {"steps": len(result.losses), "loss": fmean(result.losses[-100:]), "cpu_s": time.process_time() - start}
     _summary(found, as_json=as_json)
 
 
