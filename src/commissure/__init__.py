@@ -10,7 +10,20 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("core", "datasets", "decode", "experiments", "mesa", "metahmm", "native", "nn", "report", "runs", "train")
+_MODULES = (
+    "core",
+    "datasets",
+    "decode",
+    "experiments",
+    "mesa",
+    "metahmm",
+    "native",
+    "nn",
+    "report",
+    "reservoirs",
+    "runs",
+    "train",
+)
 
 __all__ = ["__version__", *_MODULES]
 
