@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import chi2
 
 from commissure.core.errors import ConvergenceError, InputError
-from commissure.reservoirs.block_model import HierarchicalSBM
+from commissure.reservoirs.block_model import HierarchicalSBM, _places
 from commissure.reservoirs.block_tree import BlockTree
 from commissure.reservoirs.connectome import Connectome
 
@@ -83,16 +83,17 @@ def test_every_pair_has_its_probability(level: int, directed: bool) -> None:
 
 
 def test_edges_of_one_network_are_independent() -> None:
-    """The variance of the number of edges in each class of pairs is the binomial one, for both samplers."""
+    """Counts of edges in the classes of pairs: binomial variances, no correlation; the same for both samplers."""
     model = HierarchicalSBM(UNEVEN, level=2, require_connected=False)
     block = UNEVEN.levels[0]
     apart = UNEVEN.separations[block][:, block]
     for draw in (model.sample, model.sample_reference):
         networks = [_edges(draw(seed)) for seed in range(600)]
-        for separation, p in enumerate(model.probabilities):
-            cells = (apart == separation) & ~np.eye(12, dtype=bool)
-            counts = [a[cells].sum() for a in networks]
-            assert np.var(counts, ddof=1) == pytest.approx(cells.sum() * p * (1 - p), rel=0.25)  # 4 SE of a variance
+        classes = [(apart == separation) & ~np.eye(12, dtype=bool) for separation in range(3)]
+        counts = np.array([[a[cells].sum() for a in networks] for cells in classes])
+        binomial = [cells.sum() * p * (1 - p) for cells, p in zip(classes, model.probabilities, strict=True)]
+        np.testing.assert_allclose(counts.var(1, ddof=1), binomial, rtol=0.25)  # 4 SE of a variance
+        assert np.abs(np.corrcoef(counts)[np.triu_indices(3, 1)]).max() < 4 / np.sqrt(600)
 
 
 def test_weights_signs_and_pruning() -> None:
@@ -109,6 +110,8 @@ def test_weights_signs_and_pruning() -> None:
         assert (weights[~is_within] >= 0).all()
         within = weights[is_within & (weights != 0)]
         assert (within < 0).mean() == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / len(within)))
+        apart = within[within > 0].mean() + within[within < 0].mean()  # signs and pruning do not look at weights
+        assert apart == pytest.approx(0, abs=4 * np.sqrt(1.5**2 / 12 / (len(within) * 0.25 * 0.75)))
         assert len(edges) == pytest.approx(24_800 * 0.64, rel=0.03)
     full = HierarchicalSBM(TREE).sample(3)
     pruned = HierarchicalSBM(TREE, prune=0.36).sample(3)
@@ -155,6 +158,17 @@ def test_sparse_networks_of_many_nodes() -> None:
         network = model.sample(0)
         assert network.n_edges == pytest.approx(50_000, rel=0.02)
         assert set(network.weights.data) == {1.0}
+
+
+def test_cells_of_a_triangle() -> None:
+    """Exact at the ends of rows of a triangle, where the square root is just below or above an integer."""
+    column = np.concatenate([np.arange(1, 2000), 2 ** np.arange(11, 31) - 1, 10 ** np.arange(4, 10) * 3])
+    first = column * (column - 1) // 2
+    width, is_same = np.full(len(column), 2**32), np.ones(len(column), bool)
+    for inside, row in ((first, np.zeros_like(column)), (first + column - 1, column - 1)):
+        found = _places(inside, width, is_same, False)
+        assert np.array_equal(found[0], row)
+        assert np.array_equal(found[1], column)
 
 
 def test_connectedness() -> None:

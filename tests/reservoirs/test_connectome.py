@@ -66,7 +66,7 @@ def test_it_owns_its_arrays() -> None:
 
 
 def test_explicit_zeros_and_duplicates() -> None:
-    given = coo_array(([1.0, 2.0, 5.0, -5.0], ([0, 0, 1, 1], [1, 1, 2, 2])), shape=(3, 3))
+    given = csr_array(([1.0, 2.0, 5.0, -5.0], [1, 1, 2, 2], [0, 2, 4, 4]), shape=(3, 3))
     network = Connectome.from_array(given, orientation="source_target")
     assert network.n_edges == 1
     assert network.weights[0, 1] == 3
