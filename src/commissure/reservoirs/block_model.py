@@ -240,8 +240,7 @@ def _places(
         column = column + (column >= row)
     else:
         column = ((1 + np.sqrt(1 + 8.0 * inside)) / 2).astype(np.int64)
-        column -= column * (column - 1) // 2 > inside  # the root was rounded up
-        column += column * (column + 1) // 2 <= inside  # or down
+        column -= column * (column - 1) // 2 > inside  # the root was rounded up; it never comes out too small
         row = inside - column * (column - 1) // 2
     return np.where(is_same, row, inside // across), np.where(is_same, column, inside % across)
 

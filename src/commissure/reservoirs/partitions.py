@@ -34,7 +34,7 @@ def checked_levels(
         if modules.min() < 0 or len(np.unique(modules)) != k:
             fix = "number them with np.unique(modules, return_inverse=True)[1]"
             raise InputError(name, sorted({*modules.tolist()}), "modules 0 ... k - 1, each with a node", fix)
-        modules = modules.astype(np.int64)
+        modules = modules.astype(np.int64, copy=False)  # a copy since np.array
         if found:
             _check_nested(name, f"{argument}[{at - 1}]", found[-1], modules)
         modules.flags.writeable = False
