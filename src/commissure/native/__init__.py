@@ -24,6 +24,8 @@ _KERNELS = (
     "linear_attention",
     "linear_attention_backward",
     "mesa_gradients",
+    "swap_edges",
+    "anneal_weights",
 )
 
 
