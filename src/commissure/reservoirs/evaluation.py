@@ -113,13 +113,9 @@ def evaluate(
     >>> [(s.spectral_radius, s.output, round(s.score, 1)) for s in scores]
     [(0.2, 0, 1.0), (0.2, 1, 0.5), (0.4, 0, 1.0), (0.4, 1, 0.5)]
     """
-    maps = _several(io, IOMap)
-    radii, noises, bits = (
-        _several(spectral_radius, float, int, type(None)),
-        _several(read_noise, float, int),
-        _several(read_bits, int, type(None)),
-    )
-    values = [real(f"penalties[{i}]", v, 0.0) for i, v in enumerate(_several(penalties, float, int))]
+    maps, radii = _several("io", io), _several("spectral_radius", spectral_radius)
+    values = [real(f"penalties[{i}]", v, 0.0) for i, v in enumerate(_several("penalties", penalties))]
+    noises, bits = _several("read_noise", read_noise), _several("read_bits", read_bits)
     conditions = _conditions(noises, bits)
     simulation = _simulation(network, task, maps, radii, input_gain, leak, activation, weight_bits, seed, dtype)
     everything = range(len(maps)), range(len(radii))
@@ -340,6 +336,9 @@ def _without_loops(weights: csr_array) -> Connectome:
     return Connectome.from_array(loopless, orientation="source_target")
 
 
-def _several(value: T | Sequence[T], *kinds: type) -> list[T]:
+def _several(name: str, value: T | Sequence[T]) -> list[T]:
     """One value or several, as a list of at least one."""
-    return [cast(T, value)] if isinstance(value, kinds) or np.isscalar(value) else list(cast(Sequence[T], value))
+    values = [cast(T, value)] if value is None or isinstance(value, IOMap) or np.isscalar(value) else list(value)  # type: ignore[arg-type]
+    if not values:
+        raise InputError(name, value, "at least one")
+    return values
