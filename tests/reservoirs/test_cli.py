@@ -155,7 +155,7 @@ def test_show_counts_and_draws(path: Path, tmp_path: Path, capsys: pytest.Captur
         (["eval", "{net}", "--orientation", "rows"], "orientation"),
         (["eval", "{net}", "--orientation", "source_target", "--levels", "1"], "only presets"),
         (["eval", "milisav2025", "--levels", "4"], "level"),
-        (["eval", "milisav2025", "--levels", "1.5"], "--levels"),
+        (["eval", "milisav2025", "--levels", "1.5"], "1.5"),
         (["eval", "milisav2025", "--nulls", "weights"], "nulls"),
         (["eval", "milisav2025", "--task", "chess"], "lorenz"),
         (["eval", "milisav2025", "--seeds", "0"], "seeds"),

@@ -48,7 +48,7 @@ def evaluate(
     /,
     *,
     task: str = "memory",
-    levels: Annotated[tuple[int, ...], Several] = (),
+    levels: Annotated[tuple[Whole, ...], Several] = (),
     nulls: Annotated[tuple[Preserve, ...], Several] = (),
     radius: Annotated[tuple[float, ...], Several] = _RADII,
     gain: float = 1.0,
