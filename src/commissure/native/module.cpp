@@ -6,6 +6,7 @@ void bind_hmm(nanobind::module_& m);
 void bind_linear_attention(nanobind::module_& m);
 void bind_mesa(nanobind::module_& m);
 void bind_possm(nanobind::module_& m);
+void bind_reservoir(nanobind::module_& m);
 void bind_rewire(nanobind::module_& m);
 }
 
@@ -15,5 +16,6 @@ NB_MODULE(_kernels, m) {
     commissure::bind_linear_attention(m);
     commissure::bind_mesa(m);
     commissure::bind_possm(m);
+    commissure::bind_reservoir(m);
     commissure::bind_rewire(m);
 }
