@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from commissure.core import lsq, moments
 from commissure.core.errors import DegenerateError, InputError
-from commissure.core.lsq import RecursiveLeastSquares, ridge, ridge_path, ridge_reference
+from commissure.core.lsq import RecursiveLeastSquares, ridge, ridge_reference
+from commissure.core.ridge_path import ridge_path
 
 SHAPES = st.tuples(st.integers(2, 30), st.integers(1, 30), st.integers(0, 3))
 
@@ -55,19 +56,6 @@ def test_path_is_ridge_at_every_penalty(shape: tuple[int, int, int], intercept: 
         assert fit.effective_dof == pytest.approx(one.effective_dof, rel=1e-10)
         if penalty > 1e-6:
             assert distance(fit.coefficients, one.coefficients) <= 1e-10
-
-
-@pytest.mark.parametrize("shape", [(40, 7), (7, 40)])
-def test_eigen_and_singular_paths_agree(shape: tuple[int, int]) -> None:
-    x, y, _ = problem(0, *shape, 2)
-    centered = lsq._center(x, y, None, True)
-    fast = lsq._eigen(centered, 1.0)
-    assert fast is not None
-    penalties = np.array([1.0, 10.0])
-    for a, b in zip(
-        lsq._path(fast, centered, penalties), lsq._path(lsq._singular(centered), centered, penalties), strict=True
-    ):
-        assert distance(a, b) <= 1e-11
 
 
 def test_ill_conditioned_problems_keep_the_accuracy_of_the_singular_values() -> None:

@@ -1,4 +1,4 @@
-"""Regularized least squares: direct, along a path of penalties, from streamed moments, and recursive.
+"""Regularized least squares: direct, from streamed moments, and recursive (`core.ridge_path`: many penalties at once).
 
     b = argmin  sum_i w_i |y_i - c - x_i' b|^2 + lambda |b|^2        (the intercept c is never penalized)
     b = (X' W X + lambda I)^-1 X' W y,   X and y centered on their weighted means
@@ -18,12 +18,11 @@ chapter 10.  Arrays are numpy float64 in and out; anything `numpy.asarray` reads
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 from scipy.linalg import cho_solve, lapack
 
@@ -34,11 +33,9 @@ __all__ = [
     "RLSState",
     "RecursiveLeastSquares",
     "RidgeFit",
-    "RidgePath",
     "effective_dof",
     "ridge",
     "ridge_from_moments",
-    "ridge_path",
     "ridge_reference",
     "rls_reference",
 ]
@@ -64,19 +61,6 @@ class RidgeFit(NamedTuple):
     def predict(self, x: ArrayLike) -> Float[Array, " samples *outputs"]:
         """Predictions at the rows of `x` (samples, features)."""
         return _predict(self.coefficients, self.intercept, x)
-
-
-class RidgePath(NamedTuple):
-    """Ridges for several penalties, one a row, in the order the penalties were given."""
-
-    penalties: Float[Array, " penalties"]
-    coefficients: Float[Array, " penalties features *outputs"]
-    intercept: Float[Array, " penalties *outputs"]
-    effective_dof: Float[Array, " penalties"]
-
-    def fit(self, index: int) -> RidgeFit:
-        """The ridge at `penalties[index]`."""
-        return RidgeFit(self.coefficients[index], np.asarray(self.intercept[index]), float(self.effective_dof[index]))
 
 
 def effective_dof(eigenvalues: ArrayLike, penalty: float) -> float:
@@ -116,9 +100,10 @@ def ridge(
     gram = d.x @ d.x.T if wide else d.x.T @ d.x
     solved = None if wide and penalty == 0 else _cholesky(gram, d.y if wide else d.x.T @ d.y, penalty)
     if solved is None:
-        return _path(_singular(d), d, np.array([penalty])).fit(0)
-    coefficients, dof = solved
-    coefficients = (d.x.T @ coefficients if wide else coefficients).reshape(d.shape)
+        coefficients, dof = _from_singular(d, penalty)
+    else:
+        coefficients, dof = d.x.T @ solved[0] if wide else solved[0], solved[1]
+    coefficients = coefficients.reshape(d.shape)
     return RidgeFit(coefficients, np.asarray(d.y_mean - d.x_mean @ coefficients), dof + intercept)
 
 
@@ -141,27 +126,6 @@ def ridge_reference(
     solution = smoother @ y
     offset, coefficients = (solution[0], solution[1:]) if intercept else (np.zeros(y.shape[1:]), solution)
     return RidgeFit(coefficients, np.asarray(offset), float(np.trace(design @ smoother)))
-
-
-def ridge_path(
-    x: ArrayLike,
-    y: ArrayLike,
-    penalties: Sequence[float] | Float[Array, " penalties"],
-    *,
-    sample_weight: ArrayLike | None = None,
-    intercept: bool = True,
-) -> RidgePath:
-    """`ridge` for every penalty from one eigendecomposition of the smaller Gram (or one SVD where ill-conditioned).
-
-    >>> path = ridge_path([[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0], [0.0, 2.0])
-    >>> path.coefficients.round(9).ravel(), path.effective_dof.round(9)
-    (array([2., 1.]), array([2. , 1.5]))
-    """
-    values = np.array([_penalty(value) for value in penalties])
-    if not values.size:
-        raise InputError("penalties", (), "at least one penalty")
-    d = _center(x, y, sample_weight, intercept)
-    return _path(_eigen(d, float(values.min())) or _singular(d), d, values)
 
 
 def ridge_from_moments(moments: Moments, n_features: int, *, penalty: float) -> RidgeFit:
@@ -287,22 +251,15 @@ def rls_reference(
 
 
 class _Centered(NamedTuple):
-    """Rows centered and scaled by the square root of their weight; `shape` is that of the coefficients."""
+    """Rows of positive weight, centered and scaled by its square root; `shape` is that of the coefficients."""
 
     x: Float[Array, " samples features"]
     y: Float[Array, " samples outputs"]
     x_mean: Float[Array, " features"]
     y_mean: Float[Array, " *outputs"]
     shape: tuple[int, ...]
+    weight: Float[Array, " samples"]
     intercept: bool
-
-
-class _Spectrum(NamedTuple):
-    """coefficients(penalty) = basis @ (target / (eigenvalues + penalty))."""
-
-    eigenvalues: Float[Array, " rank"]
-    basis: Float[Array, " features rank"]
-    target: Float[Array, " rank outputs"]
 
 
 def _center(x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, intercept: bool) -> _Centered:
@@ -318,13 +275,14 @@ def _center(x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, interce
         raise InputError(f"sample_weight[{int(weight.argmin())}]", float(weight.min()), "a number >= 0")
     if not weight.any():
         raise DegenerateError(f"ridge: no sample with a positive weight ({len(x)} samples)")
+    if not weight.all():
+        x, y, weight = x[weight > 0], y[weight > 0], weight[weight > 0]
     shape = (x.shape[1], *y.shape[1:])
     x_mean = np.average(x, axis=0, weights=weight) if intercept else np.zeros(x.shape[1])
     y_mean = np.average(y, axis=0, weights=weight) if intercept else np.zeros(y.shape[1:])
     scale = np.sqrt(weight)[:, None]
-    return _Centered(
-        scale * (x - x_mean), scale * (y - y_mean).reshape(len(y), -1), x_mean, np.asarray(y_mean), shape, intercept
-    )
+    y = scale * (y - y_mean).reshape(len(y), -1)
+    return _Centered(scale * (x - x_mean), y, x_mean, np.asarray(y_mean), shape, weight, intercept)
 
 
 def _cholesky(gram: Array, right: Array, penalty: float, *, rcond: float = _GRAM_RCOND) -> tuple[Array, float] | None:
@@ -341,39 +299,23 @@ def _cholesky(gram: Array, right: Array, penalty: float, *, rcond: float = _GRAM
     return cho_solve((factor, True), right), float(np.sum(inverse * gram))
 
 
-def _eigen(d: _Centered, penalty: float) -> _Spectrum | None:
-    """From the smaller Gram matrix; None where its small eigenvalues are too inexact for this penalty."""
-    wide = d.x.shape[0] < d.x.shape[1]
-    eigenvalues, vectors = np.linalg.eigh(d.x @ d.x.T if wide else d.x.T @ d.x)
-    smallest, largest = max(float(eigenvalues[0]), 0.0), float(eigenvalues[-1])
-    if smallest + penalty <= _GRAM_RCOND * (largest + penalty) or (wide and penalty == 0):
-        return None
-    eigenvalues = np.maximum(eigenvalues, 0.0)
-    if wide:
-        return _Spectrum(eigenvalues, d.x.T @ vectors, vectors.T @ d.y)
-    return _Spectrum(eigenvalues, vectors, vectors.T @ (d.x.T @ d.y))
-
-
-def _singular(d: _Centered) -> _Spectrum:
+def _from_singular(d: _Centered, penalty: float) -> tuple[Array, float]:
+    """Coefficients and degrees of freedom from the singular values of x."""
     u, s, vt = np.linalg.svd(d.x, full_matrices=False)
-    return _Spectrum(s**2, vt.T, s[:, None] * (u.T @ d.y))
+    kept = _is_kept(s, d.x.shape, penalty)  # the exact solution has no component along null directions
+    s = s[kept]
+    return vt[kept].T @ (s[:, None] * (u[:, kept].T @ d.y) / (s**2 + penalty)[:, None]), effective_dof(s**2, penalty)
 
 
-def _path(spectrum: _Spectrum, d: _Centered, penalties: Float[Array, " penalties"]) -> RidgePath:
-    """The ridge at every penalty; numerical rank: singular values above eps * max(shape) times the largest."""
-    s = spectrum.eigenvalues
-    kept = s > (_EPS * max(d.x.shape)) ** 2 * s.max(initial=0.0)
-    s, rank = s[kept], int(kept.sum())  # the exact solution has no component along null directions
-    if penalties.min() == 0 and rank < d.x.shape[1]:
+def _is_kept(s: Float[Array, " rank"], shape: tuple[int, int], penalty: float) -> Bool[Array, " rank"]:
+    """Numerical rank: singular values above eps * max(shape) times the largest."""
+    kept = s > _EPS * max(shape) * s.max(initial=0.0)
+    if penalty == 0 and kept.sum() < shape[1]:
         raise DegenerateError(
-            f"ridge: penalty = 0 and rank {rank} of x (centered and weighted) below its {d.x.shape[1]} features: "
-            "the coefficients are not unique; pass a penalty > 0"
+            f"ridge: penalty = 0 and rank {int(kept.sum())} of x (centered and weighted) below its {shape[1]} "
+            "features: the coefficients are not unique; pass a penalty > 0"
         )
-    shrunk = spectrum.target[kept] / (s[:, None] + penalties[:, None, None])
-    coefficients = (spectrum.basis[:, kept] @ shrunk).reshape(len(penalties), *d.shape)
-    intercept = np.stack([d.y_mean - d.x_mean @ b for b in coefficients])
-    dof = np.array([effective_dof(s, value) for value in penalties])
-    return RidgePath(penalties, coefficients, intercept, dof + d.intercept)
+    return kept
 
 
 def _predict(coefficients: Array, intercept: Array, x: ArrayLike) -> Array:

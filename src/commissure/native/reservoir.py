@@ -1,0 +1,156 @@
+"""Reservoirs that share one sparse matrix, all steps of all rows in one call.
+
+    p_t = scale_b (x_{t-1} W) + u_t W_in + bias         x_t = Q((1 - leak) x_{t-1} + leak f(p_t) + noise_t)
+    v_t = (1 - leak) v_{t-1} + leak f'(p_t) scale_b (v_{t-1} W)            tangents, any number a row
+
+    here            meaning
+    matrix          W by target; `weights[i, j]` is the edge from source i to target j
+    scale           one factor a row: rows may differ in spectral radius, input weights, inputs and state
+    leak            1: no memory but through W
+    Q               the nearest of 2^state_bits levels from -1 to 1; left out by default
+
+Jaeger, "The echo state approach", GMD report 148 (2001); tangents: Benettin et al., Meccanica 15 (1980).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from commissure.core.errors import InputError
+from commissure.native.reservoir_reference import (
+    ACTIVATIONS,
+    Activation,
+    ReservoirMatrix,
+    ReservoirScan,
+    reservoir_scan_reference,
+)
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "ReservoirMatrix",
+    "ReservoirScan",
+    "reservoir_matrix",
+    "reservoir_scan",
+    "reservoir_scan_reference",
+]
+
+_FLOATS = (torch.float32, torch.float64)
+_GROUP = 4  # entries of a row that are added up side by side
+
+
+def reservoir_matrix(weights: csr_array, *, dtype: torch.dtype) -> ReservoirMatrix:
+    """The arrays of a square sparse matrix, `weights[i, j]` from source i to target j.
+
+    >>> from scipy.sparse import csr_array
+    >>> matrix = reservoir_matrix(csr_array([[0.0, 2.0], [0.0, 0.0]]), dtype=torch.float64)
+    >>> matrix.starts.tolist(), matrix.values.tolist()
+    ([0, 0, 4], [2.0, 0.0, 0.0, 0.0])
+    """
+    if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
+        raise InputError("weights", weights.shape, "a square matrix")
+    if dtype not in _FLOATS:
+        raise InputError("dtype", str(dtype), "torch.float32 or torch.float64")
+    columns = weights.tocsc()
+    columns.sum_duplicates()
+    counts = np.diff(columns.indptr).astype(np.int64)
+    padded = -(-counts // _GROUP) * _GROUP
+    starts = np.concatenate([[0], padded.cumsum()]).astype(np.int64)
+    small = weights.shape[0] <= 2**16
+    place = np.arange(columns.nnz) + np.repeat(starts[:-1] - columns.indptr[:-1], counts)
+    values = np.zeros(starts[-1])
+    values[place] = columns.data
+    last = columns.indices[np.maximum(columns.indptr[1:] - 1, 0)] if columns.nnz else np.zeros(len(counts), np.int64)
+    sources = np.repeat(last, padded).astype(np.uint16 if small else np.int32)
+    sources[place] = columns.indices
+    return ReservoirMatrix(torch.from_numpy(starts), torch.from_numpy(sources), torch.from_numpy(values).to(dtype))
+
+
+def reservoir_scan(
+    matrix: ReservoirMatrix,
+    x: Float[Tensor, "batch time inputs"],
+    state: Float[Tensor, "batch nodes"],
+    input_weights: Float[Tensor, "inputs nodes"] | Float[Tensor, "batch inputs nodes"],
+    *,
+    scale: Float[Tensor, " batch"] | None = None,
+    leak: Float[Tensor, " nodes"] | None = None,
+    bias: Float[Tensor, " nodes"] | None = None,
+    activation: Activation = "tanh",
+    noise: Float[Tensor, "batch time nodes"] | None = None,
+    state_bits: int | None = None,
+    tangents: Float[Tensor, "batch tangents nodes"] | None = None,
+) -> ReservoirScan:
+    """The states of rows that go on from `state`; row b runs W * scale[b], and its own input weights if they are given.
+
+    `tangents` are multiplied by every Jacobian of the stretch (of the dynamics without Q), not renormalized.  The
+    state after the stretch is `states[:, -1]`.  Raises InputError for shapes or dtypes that do not fit.
+
+    >>> from scipy.sparse import csr_array
+    >>> matrix = reservoir_matrix(csr_array([[0.0, 2.0], [0.0, 0.0]]), dtype=torch.float64)
+    >>> x, state = torch.ones(1, 2, 1, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    >>> weights = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    >>> reservoir_scan(matrix, x, state, weights, activation="linear").states.tolist()
+    [[[1.0, 0.0], [1.0, 2.0]]]
+    """
+    optional = {"scale": scale, "leak": leak, "bias": bias, "noise": noise, "tangents": tangents}
+    _check(matrix, x, state, input_weights, activation, state_bits, optional)
+    return reservoir_scan_reference(
+        matrix,
+        x,
+        state,
+        input_weights,
+        scale=scale,
+        leak=leak,
+        bias=bias,
+        activation=activation,
+        noise=noise,
+        state_bits=state_bits,
+        tangents=tangents,
+    )
+
+
+def _check(
+    matrix: ReservoirMatrix,
+    x: Tensor,
+    state: Tensor,
+    input_weights: Tensor,
+    activation: str,
+    state_bits: int | None,
+    optional: dict[str, Tensor | None],
+) -> None:
+    """Raise InputError naming the first argument that does not fit the matrix and x."""
+    nodes, dtype, device = len(matrix.starts) - 1, matrix.values.dtype, matrix.values.device
+    if x.ndim != 3:
+        raise InputError("x", tuple(x.shape), "shape (batch, time, inputs)")
+    batch, time, inputs = x.shape
+    if activation not in ACTIVATIONS:
+        raise InputError("activation", activation, f"one of {', '.join(ACTIVATIONS)}")
+    if state_bits is not None and not 1 <= state_bits <= 16:
+        raise InputError("state_bits", state_bits, "1 to 16, or None for no quantization")
+    if input_weights.shape not in ((inputs, nodes), (batch, inputs, nodes)):
+        allowed = f"shape ({inputs}, {nodes}) or ({batch}, {inputs}, {nodes})"
+        raise InputError("input_weights", tuple(input_weights.shape), allowed)
+    tangents = optional["tangents"]
+    shapes = {
+        "state": (batch, nodes),
+        "scale": (batch,),
+        "leak": (nodes,),
+        "bias": (nodes,),
+        "noise": (batch, time, nodes),
+        "tangents": (batch, tangents.shape[1] if tangents is not None and tangents.ndim == 3 else 1, nodes),
+    }
+    for name, tensor in {"x": x, "state": state, "input_weights": input_weights, **optional}.items():
+        if tensor is None:
+            continue
+        if name in shapes and tensor.shape != shapes[name]:
+            raise InputError(name, tuple(tensor.shape), f"shape {shapes[name]}")
+        if tensor.dtype != dtype or tensor.device != device:
+            raise InputError(name, (str(tensor.dtype), str(tensor.device)), f"the matrix's: {dtype}, {device}")

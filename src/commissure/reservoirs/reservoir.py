@@ -1,0 +1,265 @@
+"""The reservoir: a fixed recurrent network driven by a signal, as a sequence mixer.
+
+    x_t = Q((1 - leak) x_{t-1} + leak f(x_{t-1} W + u_t W_in + bias) + sigma n_t),      x_0 = 0
+
+| here | meaning |
+|---|---|
+| W | `weights[i, j]` from source i to target j, times `spectral_radius` over its own, then rounded to `weight_bits` |
+| W_in | `input_gain` times the input weights (inputs, nodes) |
+| leak | 1: the authors' dynamics; one number or one a node |
+| sigma n_t | `state_noise` times standard normal numbers, a function of (seed, stream, position, node) |
+| Q | the nearest of 2^`state_bits` levels from -1 to 1, left out by default |
+
+bioRxiv 2025.06.20.660760, Methods; leak: Jaeger et al., Neural Networks 20 (2007).  Negative `u` gives negative states
+to the last bit where f is tanh or linear, without bias, noise and Q.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse import csr_array, issparse
+from torch import Tensor, nn
+
+from commissure.core.errors import DegenerateError, InputError
+from commissure.core.rng import generator
+from commissure.native.reservoir import (
+    ACTIVATIONS,
+    Activation,
+    ReservoirMatrix,
+    reservoir_matrix,
+    reservoir_scan,
+)
+from commissure.nn.padding import check_sequence, check_step, zero_padding
+from commissure.reservoirs.state_noise import place_noise
+
+if TYPE_CHECKING:
+    from commissure.reservoirs.connectome import Connectome
+
+__all__ = ["Reservoir", "ReservoirState"]
+
+
+class ReservoirState(NamedTuple):
+    """The nodes' activity, how many elements each row has seen, and which noise it gets."""
+
+    activity: Float[Tensor, "batch nodes"]
+    position: Int[Tensor, " batch"]
+    stream: Int[Tensor, " batch"]
+
+
+class Reservoir(nn.Module):
+    """A network as a mixer from (batch, time, inputs) to the states of all nodes, (batch, time, nodes).
+
+    `network`: a Connectome, or a square matrix (array or scipy.sparse) with `network[i, j]` from source i to target j.
+    `inputs`: how many, with weights uniform in [-1, 1] drawn by `seed`; or the weights (inputs, nodes).
+    `spectral_radius`: of W after scaling; None leaves the weights as they are.
+    `leak`: in (0, 1].  `weight_bits` (2 to 16): W rounded to 2^bits - 1 levels symmetric about 0, after scaling.
+    Everything is a buffer: `.to` casts and moves it, gradients flow to the inputs and to the initial state.
+    Raises InputError for bad values and DegenerateError for a network without cycles that is given a radius.
+
+    >>> reservoir = Reservoir([[0.0, 2.0], [2.0, 0.0]], inputs=[[1.0, 0.0]], spectral_radius=0.5, activation="linear")
+    >>> reservoir(torch.tensor([[[1.0], [0.0]]]))[0].tolist()
+    [[[1.0, 0.0], [0.0, 0.5]]]
+    """
+
+    starts: Tensor
+    sources: Tensor
+    values: Tensor
+    input_weights: Tensor
+    leak: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        network: Connectome | csr_array | Float[np.ndarray, "nodes nodes"] | list[list[float]],
+        *,
+        inputs: int | Float[np.ndarray, "inputs nodes"] | list[list[float]] = 1,
+        spectral_radius: float | None = 0.9,
+        input_gain: float = 1.0,
+        leak: float | Float[np.ndarray, " nodes"] = 1.0,
+        activation: Activation = "tanh",
+        bias: float | Float[np.ndarray, " nodes"] | None = None,
+        state_noise: float = 0.0,
+        weight_bits: int | None = None,
+        state_bits: int | None = None,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        weights = square(network)
+        nodes = weights.shape[0]
+        if activation not in ACTIVATIONS:
+            raise InputError("activation", activation, f"one of {', '.join(ACTIVATIONS)}")
+        for name, bits, least in (("weight_bits", weight_bits, 2), ("state_bits", state_bits, 1)):
+            if bits is not None and (isinstance(bits, bool) or not least <= bits <= 16):
+                raise InputError(name, bits, f"{least} to 16, or None for none")
+        if not (np.isfinite(state_noise) and state_noise >= 0):
+            raise InputError("state_noise", state_noise, "a number >= 0")
+        if not np.isfinite(input_gain):
+            raise InputError("input_gain", input_gain, "a finite number")
+        rates = per_node("leak", leak, nodes)
+        if not ((rates > 0) & (rates <= 1)).all():
+            raise InputError("leak", leak, "0 < leak <= 1")
+        weights = scaled(weights, spectral_radius)
+        if weight_bits is not None:
+            weights = rounded(weights, weight_bits)
+        self.activation, self.state_noise, self.state_bits, self.seed = activation, state_noise, state_bits, seed
+        matrix = reservoir_matrix(weights, dtype=dtype)
+        arrays = {**matrix._asdict(), "input_weights": input_gain * input_matrix(inputs, nodes, seed), "leak": rates}
+        arrays["bias"] = per_node("bias", 0.0 if bias is None else bias, nodes)
+        for name, array in arrays.items():
+            tensor = array if isinstance(array, Tensor) else torch.from_numpy(array).to(dtype)
+            self.register_buffer(name, tensor)
+
+    @property
+    def n_nodes(self) -> int:
+        """Nodes of the network, the size of a state."""
+        return len(self.leak)
+
+    @property
+    def n_inputs(self) -> int:
+        """Channels of the signal."""
+        return len(self.input_weights)
+
+    @property
+    def matrix(self) -> ReservoirMatrix:
+        """W after scaling and rounding, as `native.reservoir_scan` takes it."""
+        return ReservoirMatrix(self.starts, self.sources, self.values)
+
+    def init_state(
+        self,
+        batch_size: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        streams: Int[Tensor, " batch"] | None = None,
+    ) -> ReservoirState:
+        """Rest.  Rows of equal `streams` get equal noise, and by default all do (common random numbers)."""
+        device, dtype = device or self.values.device, dtype or self.values.dtype
+        activity = torch.zeros(batch_size, self.n_nodes, device=device, dtype=dtype)
+        position = torch.zeros(batch_size, device=device, dtype=torch.int64)
+        if streams is None:
+            return ReservoirState(activity, position, position)
+        if streams.shape != position.shape or streams.dtype != torch.int64:
+            raise InputError("streams", (tuple(streams.shape), str(streams.dtype)), f"int64, shape ({batch_size},)")
+        return ReservoirState(activity, position, streams.to(position.device))
+
+    def step(
+        self, x_t: Float[Tensor, "batch inputs"], state: ReservoirState
+    ) -> tuple[Float[Tensor, "batch nodes"], ReservoirState]:
+        """One element in, the states after it out."""
+        check_step(x_t, self.n_inputs, state)
+        states, after = self(x_t[:, None], state)
+        return states[:, 0], after
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time inputs"],
+        state: ReservoirState | None = None,
+        *,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time nodes"], ReservoirState]:
+        """A whole stretch; memory grows with time, so cut long signals and hand the state on."""
+        check_sequence(x, self.n_inputs, state, lengths)
+        state = self.init_state(len(x), device=x.device) if state is None else state
+        noise = None
+        if self.state_noise:
+            normal = place_noise(self.seed, state.stream, state.position, time=x.shape[1], nodes=self.n_nodes)
+            noise = (self.state_noise * normal).to(x.dtype)
+        states = reservoir_scan(
+            self.matrix,
+            zero_padding(x, lengths),
+            state.activity,
+            self.input_weights,
+            leak=self.leak,
+            bias=self.bias,
+            activation=self.activation,
+            noise=noise,
+            state_bits=self.state_bits,
+        ).states
+        steps = torch.full_like(state.position, x.shape[1]) if lengths is None else lengths
+        last = torch.cat([state.activity[:, None], states], 1)[torch.arange(len(x), device=x.device), steps]
+        return states, ReservoirState(last, state.position + steps, state.stream)
+
+
+def square(network: object) -> csr_array:
+    """The weights of a network as a sparse float64 matrix of finite numbers; a copy."""
+    weights = getattr(network, "weights", network)
+    try:
+        array = csr_array(weights if issparse(weights) else np.asarray(weights), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError("network", type(network).__name__, "a Connectome or a square matrix of numbers") from error
+    if array.ndim != 2 or array.shape[0] != array.shape[1] or array.shape[0] == 0:
+        raise InputError("network", array.shape, "a square matrix of at least one node")
+    array = array.copy()
+    array.sum_duplicates()
+    array.eliminate_zeros()
+    bad = np.flatnonzero(~np.isfinite(array.data))
+    if len(bad):
+        source = int(np.searchsorted(array.indptr, bad[0], side="right")) - 1
+        target = int(array.indices[bad[0]])
+        raise InputError(f"network[{source}, {target}]", float(array.data[bad[0]]), "finite weights")
+    return array
+
+
+def scaled(weights: csr_array, spectral_radius: float | None) -> csr_array:
+    """The matrix with this spectral radius; with None, as it is."""
+    if spectral_radius is None:
+        return weights
+    if not (np.isfinite(spectral_radius) and spectral_radius >= 0):
+        raise InputError("spectral_radius", spectral_radius, "a number >= 0, or None for the weights as they are")
+    dense = weights.toarray()
+    own = float(np.abs(np.linalg.eigvals(dense)).max())
+    # Eigenvalues of a nilpotent matrix are computed as roots of rounding errors: no cycle is what defines it.
+    if not has_cycle(weights):
+        raise DegenerateError(
+            "the network has no cycle, so its spectral radius is 0 and cannot be scaled; pass spectral_radius=None"
+        )
+    return weights * (spectral_radius / own)
+
+
+def has_cycle(weights: csr_array) -> bool:
+    """Whether any node can reach itself."""
+    from scipy.sparse.csgraph import connected_components
+
+    count, _ = connected_components(weights, directed=True, connection="strong")
+    return count < weights.shape[0] or bool(weights.diagonal().any())
+
+
+def rounded(weights: csr_array, bits: int) -> csr_array:
+    """Weights at the nearest of 2^bits - 1 equally spaced levels from -max |w| to max |w|."""
+    if not weights.nnz:
+        return weights
+    step = np.abs(weights.data).max() / (2 ** (bits - 1) - 1)
+    result = weights.copy()
+    result.data = np.round(result.data / step) * step
+    result.eliminate_zeros()
+    return result
+
+
+def input_matrix(inputs: object, nodes: int, seed: int) -> Float[np.ndarray, "inputs nodes"]:
+    """The input weights given, or drawn."""
+    if isinstance(inputs, (int, np.integer)) and not isinstance(inputs, bool):
+        if inputs < 1:
+            raise InputError("inputs", inputs, "an integer >= 1, or weights (inputs, nodes)")
+        return generator(seed, "input weights").uniform(-1, 1, (int(inputs), nodes))
+    array = np.array(inputs, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] != nodes or len(array) < 1:
+        raise InputError("inputs", array.shape, f"a number of inputs, or weights of shape (inputs, {nodes})")
+    if not np.isfinite(array).all():
+        at = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise InputError(f"inputs[{at[0]}, {at[1]}]", float(array[at]), "finite weights")
+    return array
+
+
+def per_node(name: str, value: object, nodes: int) -> Float[np.ndarray, " nodes"]:
+    """One number a node."""
+    array = np.array(value, dtype=np.float64)
+    if array.shape not in ((), (nodes,)):
+        raise InputError(name, array.shape, f"one number, or one a node: shape ({nodes},)")
+    if not np.isfinite(array).all():
+        raise InputError(name, value, "finite numbers")
+    return np.broadcast_to(array, (nodes,)).copy()
