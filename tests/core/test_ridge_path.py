@@ -43,7 +43,7 @@ def test_errors_are_those_of_fits_without_each_row(
     shape: tuple[int, int, int], weighted: bool, intercept: bool, seed: int
 ) -> None:
     x, y, weight = problem(seed, *shape)
-    options = {"sample_weight": weight if weighted else None, "intercept": intercept}
+    options = {"sample_weight": weight if weighted else None, "intercept": intercept, "loo": True}
     penalties = [30.0, 0.05, 1.0]
     path, reference = ridge_path(x, y, penalties, **options), ridge_path_reference(x, y, penalties, **options)
     for name, ours, theirs in zip(RidgePath._fields, path, reference, strict=True):
@@ -54,7 +54,7 @@ def test_errors_are_those_of_fits_without_each_row(
 @pytest.mark.parametrize("intercept", [True, False])
 def test_eigen_and_singular_paths_agree(shape: tuple[int, int], intercept: bool, monkeypatch) -> None:
     x, y, weight = problem(0, *shape, 2)
-    options = {"sample_weight": weight, "intercept": intercept}
+    options = {"sample_weight": weight, "intercept": intercept, "loo": True}
     assert module._eigen(_center(x, y, weight, intercept), 1.0) is not None
     fast = ridge_path(x, y, [1.0, 10.0], **options)
     monkeypatch.setattr(module, "_eigen", lambda d, penalty: None)
@@ -69,7 +69,7 @@ def test_left_out_errors_survive_a_vanishing_penalty_where_nothing_is_left_of_th
 ) -> None:
     """Interpolation: both residual and 1 - leverage vanish with the penalty; their ratio does not."""
     x, y, _ = problem(3, *shape, 2)
-    path = ridge_path(x, y, [1e-13], intercept=intercept)
+    path = ridge_path(x, y, [1e-13], intercept=intercept, loo=True)
     squares = []
     for row in range(len(x)):
         keep = np.arange(len(x)) != row
@@ -83,9 +83,9 @@ def test_gcv_is_leave_one_out_where_every_row_has_the_mean_leverage() -> None:
     first = np.random.default_rng(0).normal(size=12)
     x = np.stack([np.roll(first, k) for k in range(12)])[:, :12]
     y = np.random.default_rng(1).normal(size=(12, 2))
-    path = ridge_path(x, y, [0.5, 5.0], intercept=False)
+    path = ridge_path(x, y, [0.5, 5.0], intercept=False, loo=True)
     assert distance(path.gcv, path.loo) <= 1e-12
-    uneven = ridge_path(x * np.arange(1, 13)[:, None], y, [0.5, 5.0], intercept=False)
+    uneven = ridge_path(x * np.arange(1, 13)[:, None], y, [0.5, 5.0], intercept=False, loo=True)
     assert distance(uneven.gcv, uneven.loo) > 1e-3
 
 
@@ -94,8 +94,8 @@ def test_rows_of_weight_zero_are_absent() -> None:
     weight[[2, 7]] = 0.0
     keep = weight > 0
     for a, b in zip(
-        ridge_path(x, y, [0.1, 1.0], sample_weight=weight),
-        ridge_path(x[keep], y[keep], [0.1, 1.0], sample_weight=weight[keep]),
+        ridge_path(x, y, [0.1, 1.0], sample_weight=weight, loo=True),
+        ridge_path(x[keep], y[keep], [0.1, 1.0], sample_weight=weight[keep], loo=True),
         strict=True,
     ):
         assert distance(a, b) <= 1e-13
@@ -129,7 +129,7 @@ def test_sklearn_chooses_the_same_penalty() -> None:
         x, noise, weight = problem(seed, 40, 15, 2)
         y = x @ np.ones((15, 2)) + 10.0 ** (seed - 2) * noise
         theirs = linear_model.RidgeCV(penalties, store_cv_results=True).fit(x, y, sample_weight=weight)
-        path = ridge_path(x, y, penalties, sample_weight=weight)
+        path = ridge_path(x, y, penalties, sample_weight=weight, loo=True)
         assert penalties[path.best("loo")] == theirs.alpha_
         chosen.add(theirs.alpha_)
     assert len(chosen) > 2
@@ -189,19 +189,19 @@ def test_a_factor_keeps_what_a_gram_loses() -> None:
 
 def test_without_degrees_of_freedom_errors_are_infinite_and_nothing_is_chosen() -> None:
     x, y, _ = problem(7, 5, 5, 1)
-    path = ridge_path(x, y, [0.0], intercept=False)
+    path = ridge_path(x, y, [0.0], intercept=False, loo=True)
     assert np.isinf(path.gcv).all()
     with pytest.raises(DegenerateError, match=r"loo is infinite at every penalty"):
         path.best("loo")
     lonely = np.zeros((10, 2))
     lonely[:, 0], lonely[0, 1] = 1 + np.arange(10), 1.0  # only row 0 knows the second feature
-    assert np.isinf(ridge_path(lonely, np.arange(10.0), [0.0], intercept=False).loo).all()
-    assert np.isfinite(ridge_path(lonely, np.arange(10.0), [0.1], intercept=False).loo).all()
+    assert np.isinf(ridge_path(lonely, np.arange(10.0), [0.0], intercept=False, loo=True).loo).all()
+    assert np.isfinite(ridge_path(lonely, np.arange(10.0), [0.1], intercept=False, loo=True).loo).all()
 
 
 def test_best_sums_over_the_outputs_and_needs_rows_for_loo() -> None:
     x, y, _ = problem(8, 40, 10, 2)
-    path = ridge_path(x, y, [0.01, 1.0, 100.0, 1e4])
+    path = ridge_path(x, y, [0.01, 1.0, 100.0, 1e4], loo=True)
     assert int(path.best("loo")) == int(path.loo.sum(-1).argmin())
     assert float(path.fit(path.best()).effective_dof) == path.effective_dof[path.best()]
     with pytest.raises(InputError, match=r"^criterion = 'aic'"):

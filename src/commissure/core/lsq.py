@@ -281,8 +281,8 @@ def _center(x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, interce
     x_mean = np.average(x, axis=0, weights=weight) if intercept else np.zeros(x.shape[1])
     y_mean = np.average(y, axis=0, weights=weight) if intercept else np.zeros(y.shape[1:])
     scale = np.sqrt(weight)[:, None]
-    y = scale * (y - y_mean).reshape(len(y), -1)
-    return _Centered(scale * (x - x_mean), y, x_mean, np.asarray(y_mean), shape, weight, intercept)
+    targets = scale * (y - y_mean).reshape(len(y), -1)
+    return _Centered(scale * (x - x_mean), targets, x_mean, np.asarray(y_mean), shape, weight, intercept)
 
 
 def _cholesky(gram: Array, right: Array, penalty: float, *, rcond: float = _GRAM_RCOND) -> tuple[Array, float] | None:

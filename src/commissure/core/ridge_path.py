@@ -58,7 +58,7 @@ class RidgePath(NamedTuple):
     """Ridges for several penalties, one a row, in the order the penalties were given, each with its errors.
 
     `gcv` and `loo` are mean squared errors of prediction; infinite where a row cannot be left out (no degrees of
-    freedom remain).  `loo` is None where the rows were not given.  `batch` axes: problems solved together.
+    freedom remain).  `loo` is None where it was not asked for.  `batch` axes: problems solved together.
     """
 
     penalties: Float[Array, " penalties"]
@@ -75,7 +75,7 @@ class RidgePath(NamedTuple):
     def best(self, criterion: Literal["gcv", "loo"] = "gcv") -> Int[Array, " *batch"]:
         """Index of the penalty with the smallest error, summed over the outputs; the first of equals.
 
-        >>> path = ridge_path([[0.0], [1.0], [2.0], [3.0]], [1.0, 3.0, 5.0, 7.0], [100.0, 0.1, 10.0])
+        >>> path = ridge_path([[0.0], [1.0], [2.0], [3.0]], [1.0, 3.0, 5.0, 7.0], [100.0, 0.1, 10.0], loo=True)
         >>> int(path.best("loo"))
         1
         """
@@ -83,7 +83,7 @@ class RidgePath(NamedTuple):
             raise InputError("criterion", criterion, "'gcv' or 'loo'")
         error = self.gcv if criterion == "gcv" else self.loo
         if error is None:
-            raise InputError("criterion", criterion, "'gcv'", "leave-one-out needs the rows: use ridge_path")
+            raise InputError("criterion", criterion, "'gcv'", "leave-one-out needs the rows: ridge_path(..., loo=True)")
         n_outputs = self.coefficients.ndim - self.effective_dof.ndim - 1
         error = error.sum(axis=-1) if n_outputs else error
         if not np.isfinite(error).any(axis=0).all():
@@ -98,12 +98,14 @@ def ridge_path(
     *,
     sample_weight: ArrayLike | None = None,
     intercept: bool = True,
+    loo: bool = False,
 ) -> RidgePath:
     """`ridge` for every penalty from one eigendecomposition of the smaller Gram (or one SVD where ill-conditioned).
 
     x (samples, features), y (samples,) or (samples, outputs), penalties >= 0, `sample_weight` (samples,) >= 0.
+    Leaving rows out (`loo=True`) costs one product of the size of `x` with the outputs more for each penalty.
 
-    >>> path = ridge_path([[0.0], [1.0], [2.0]], [1.0, 3.0, 6.0], [0.0, 2.0])
+    >>> path = ridge_path([[0.0], [1.0], [2.0]], [1.0, 3.0, 6.0], [0.0, 2.0], loo=True)
     >>> path.coefficients.round(9).ravel(), path.effective_dof.round(9), path.loo.round(6)
     (array([2.5 , 1.25]), array([2. , 1.5]), array([0.75, 6.19]))
     """
@@ -112,14 +114,11 @@ def ridge_path(
     s = _eigen(d, float(values.min())) or _singular(d, float(values.min()))
     coefficients = _coefficients(s, values).reshape(len(values), *d.shape)
     offset = np.stack([d.y_mean - d.x_mean @ b for b in coefficients])
-    gcv, loo = np.empty((2, len(values), d.y.shape[1]))
-    for k, value in enumerate(values):
-        residual, slack = _left_out(s, d, value)
-        gcv[k] = np.sum(_squared_ratio(residual, np.asarray(slack.mean())), axis=0) / d.weight.sum()
-        loo[k] = np.sum(_squared_ratio(residual, slack[:, None]), axis=0) / d.weight.sum()
-    shape = (len(values), *d.shape[1:])
     dof = np.sum(s.eigenvalues * _inverse(s, values), axis=-1) + d.intercept
-    return RidgePath(values, coefficients, offset, dof, gcv.reshape(shape), loo.reshape(shape))
+    squares, total, shape = _residual_squares(s, d, values), d.weight.sum(), (len(values), *d.shape[1:])
+    gcv = _squared_ratio(np.sqrt(squares / total), _mean_slack(s, d, dof, values)[:, None]).reshape(shape)
+    left_out = (_left_out_squares(s, d, values) / total).reshape(shape) if loo else None
+    return RidgePath(values, coefficients, offset, dof, gcv, left_out)
 
 
 def ridge_path_reference(
@@ -129,12 +128,13 @@ def ridge_path_reference(
     *,
     sample_weight: ArrayLike | None = None,
     intercept: bool = True,
+    loo: bool = False,
 ) -> RidgePath:
     """`ridge_path` by the normal equations at each penalty, leaving out each row in turn and fitting again."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     weight = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight, np.float64)
     rows, total = np.flatnonzero(weight), weight.sum()
-    fits, gcv, loo = [], [], []
+    fits, gcv, left_out = [], [], []
     for penalty in penalties:
         fit = ridge_reference(x, y, penalty=penalty, sample_weight=weight, intercept=intercept)
         fits.append(fit)
@@ -145,9 +145,15 @@ def ridge_path_reference(
             keep = np.arange(len(x)) != row
             other = ridge_reference(x[keep], y[keep], penalty=penalty, sample_weight=weight[keep], intercept=intercept)
             squares.append(weight[row] * (y[row] - other.predict(x[row : row + 1])[0]) ** 2)
-        loo.append(np.sum(squares, axis=0) / total)
-    columns = [np.stack(column) for column in zip(*fits, strict=True)]
-    return RidgePath(np.asarray(penalties, np.float64), *columns, np.stack(gcv), np.stack(loo))
+        left_out.append(np.sum(squares, axis=0) / total)
+    return RidgePath(
+        np.asarray(penalties, np.float64),
+        np.stack([fit.coefficients for fit in fits]),
+        np.stack([fit.intercept for fit in fits]),
+        np.array([fit.effective_dof for fit in fits]),
+        np.stack(gcv),
+        np.stack(left_out) if loo else None,
+    )
 
 
 def ridge_path_from_moments(
@@ -275,19 +281,45 @@ def _singular(d: _Centered, penalty: float) -> _Spectrum:
     return _Spectrum(s**2, vt.T * s, u.T @ d.y, u, share)
 
 
-def _left_out(
-    s: _Spectrum, d: _Centered, penalty: float
-) -> tuple[Float[Array, "samples outputs"], Float[Array, " samples"]]:
-    """Weighted residuals and 1 - leverage; from the left vectors neither is a difference of nearly equal numbers."""
-    if s.left is None:
-        scores, inverse = d.x @ s.basis, 1 / (s.eigenvalues + penalty)
-        slack = 1 - scores**2 @ inverse - (0.0 if (share := _share(d)) is None else share)
-        return d.y - scores @ (inverse[:, None] * s.target), np.where(slack > _EPS * len(slack), slack, 0.0)
-    rest = penalty / (s.eigenvalues + penalty)
-    slack = s.left**2 @ rest
-    if s.share is not None:
-        slack = np.where(slack - s.share > _EPS * len(slack), slack - s.share, 0.0)
-    return s.left @ (rest[:, None] * s.target), slack
+def _residual_squares(s: _Spectrum, d: _Centered, penalties: Array) -> Float[Array, "penalties outputs"]:
+    """Weighted sums of squared residuals, every one a sum of positive terms.
+
+    With r_0 the residuals at the smallest penalty, X' r_0 = lambda_0 b_0 gives those at any other from coefficients:
+    |r|^2 = |r_0|^2 + 2 lambda_0 b_0' (b_0 - b) + |X (b_0 - b)|^2.
+    """
+    if s.left is not None:
+        rest = penalties[:, None] / (s.eigenvalues + penalties[:, None])
+        return rest**2 @ s.target**2
+    least = float(penalties.min())
+    first = 1 / (s.eigenvalues + least)
+    change = (penalties[:, None] - least) * first * _inverse(s, penalties)
+    residual = d.y - d.x @ (s.basis @ (first[:, None] * s.target))
+    return np.sum(residual**2, axis=0) + (2 * least * first * change + s.eigenvalues * change**2) @ s.target**2
+
+
+def _mean_slack(s: _Spectrum, d: _Centered, dof: Array, penalties: Array) -> Float[Array, " penalties"]:
+    """1 - effective_dof / n, and 0 where that is rounding."""
+    if s.left is None or s.share is not None:
+        slack = 1 - dof / len(d.x)
+        return np.where(slack > _EPS * len(d.x), slack, 0.0)
+    return np.mean(penalties[:, None] / (s.eigenvalues + penalties[:, None]), axis=1) * len(s.eigenvalues) / len(d.x)
+
+
+def _left_out_squares(s: _Spectrum, d: _Centered, penalties: Array) -> Float[Array, "penalties outputs"]:
+    """Weighted sums of squared errors at rows left out; from left vectors no difference of nearly equal numbers."""
+    scores = d.x @ s.basis if s.left is None else s.left
+    squares, sums = scores**2, []
+    for penalty in penalties:
+        rest = (1.0 if s.left is None else penalty) / (s.eigenvalues + penalty)
+        residual, slack = scores @ (rest[:, None] * s.target), squares @ rest
+        if s.left is None:
+            residual, slack = d.y - residual, 1 - slack - (d.weight / d.weight.sum() if d.intercept else 0.0)
+        elif s.share is not None:
+            slack = slack - s.share
+        if s.left is None or s.share is not None:
+            slack = np.where(slack > _EPS * len(slack), slack, 0.0)
+        sums.append(np.sum(_squared_ratio(residual, slack[:, None]), axis=0))
+    return np.stack(sums)
 
 
 def _squared_ratio(residual: Array, slack: Array) -> Array:

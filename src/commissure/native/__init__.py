@@ -24,6 +24,7 @@ _KERNELS = (
     "linear_attention",
     "linear_attention_backward",
     "mesa_gradients",
+    "reservoir_scan",
 )
 
 

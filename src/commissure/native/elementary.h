@@ -102,8 +102,6 @@ struct Coefficients<float> {
     static constexpr float erfc[] = {-0.6717940928f,  0.6726432125f,   0.04734394039f,  -0.04689478102f,
                                      -0.009880431638f, 0.008815156956f, 0.001795201494f, -0.002303143465f,
                                      -0.00022919226f, 0.0005880716888f, 8.50831661e-6f,  -9.246457796e-5f};  // 1.5e-8
-    static constexpr float tanh[] = {0.999999996f,   -0.3333325986f, 0.1333111406f,
-                                     -0.05372010766f, 0.02058819145f, -0.005657135184f};  // 4e-9
     static constexpr float atanh[] = {2.0f,         0.6666667903f, 0.3999871125f,
                                       0.2862020741f, 0.2139856051f, 0.2439390808f};  // 1e-10
 };
@@ -142,18 +140,6 @@ struct Coefficients<double> {
         8.56191490492247999e-6,  -2.94309268213418337e-6, -1.27134306702365502e-6, 1.24371914167216544e-6,
         -1.69392375799956559e-7, -2.44046623755816739e-7, 1.53876066692852205e-7,  -1.71106964669531403e-9,
         -3.93565334478099143e-8, 1.22257105512604152e-8,  4.08922248089616682e-9,  -2.04646703291923744e-9};  // 6e-18
-    static constexpr double tanh[] = {1.0,
-                                      -0.333333333333326135,
-                                      0.133333333332452529,
-                                      -0.0539682539259456956,
-                                      0.0218694874834105958,
-                                      -0.00886322002125609513,
-                                      0.00359198252158392496,
-                                      -0.00145492938585439026,
-                                      0.000586231431605061178,
-                                      -0.000228410185295128504,
-                                      0.0000769856319904542287,
-                                      -0.0000160014995130010411};  // 1e-17
     static constexpr double atanh[] = {2.0,
                                        0.666666666666661496,
                                        0.400000000001857475,
@@ -179,6 +165,22 @@ COMMISSURE_INLINE Vec<T> exp_v(Vec<T> x) {
     const Vec<T> r = (x - n * S::kLn2High) - n * S::kLn2Low;
     const IntVec<T> exponent = bits<T>(shifted) << S::kMantissa;
     return from_bits<T>(bits<T>(horner<T>(Coefficients<T>::exp, r)) + exponent);
+}
+
+// exp(x) - 1 = 2^n (exp(r) - 1) + (2^n - 1), exact differences both: relative accuracy at 0 as well.  NaN stays NaN.
+template <class T>
+COMMISSURE_INLINE Vec<T> expm1_v(Vec<T> x) {
+    using S = Simd<T>;
+    constexpr int count = int(sizeof(Coefficients<T>::exp) / sizeof(T));
+    x = x < S::kExpMin ? splat<T>(S::kExpMin) : x;
+    x = x > S::kExpMax ? splat<T>(S::kExpMax) : x;
+    const Vec<T> shifted = x * T(1.44269504088896340736) + S::kRound;
+    const Vec<T> n = shifted - S::kRound;
+    const Vec<T> r = (x - n * S::kLn2High) - n * S::kLn2Low;
+    Vec<T> y = splat<T>(Coefficients<T>::exp[count - 1]);
+    for (int i = count - 2; i >= 1; --i) y = y * r + Coefficients<T>::exp[i];
+    const Vec<T> power = from_bits<T>((bits<T>(shifted) << S::kMantissa) + bits<T>(splat<T>(1)));
+    return power * (y * r) + (power - T(1));
 }
 
 // sin and cos of 2 pi u for |u| <= 1/2 turn: reduced to an eighth of a turn, then swapped and signed by the quadrant.
@@ -214,10 +216,10 @@ COMMISSURE_INLINE Vec<T> sigmoid_v(Vec<T> x) {
 
 template <class T>
 COMMISSURE_INLINE Vec<T> tanh_v(Vec<T> x) {
-    const Vec<T> m = magnitude<T>(x);
-    const Vec<T> small = x * horner<T>(Coefficients<T>::tanh, x * x);
-    const Vec<T> large = T(1) - T(2) / (exp_v<T>(m * T(2)) + T(1));
-    return m < T(0.625) ? small : (x < T(0) ? -large : large);
+    const Vec<T> twice = magnitude<T>(x) * T(2);
+    const Vec<T> e = expm1_v<T>(twice > T(40) ? splat<T>(40) : twice);  // tanh 20 rounds to 1
+    const Vec<T> y = e / (e + T(2));
+    return x < T(0) ? -y : y;
 }
 
 // log(1 + e^x) = max(x, 0) + log1p(e^-|x|), log1p(y) = 2 atanh(y / (2 + y))

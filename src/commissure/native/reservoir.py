@@ -22,6 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from commissure.core.errors import InputError
+from commissure.native import kernels
+from commissure.native.linear_attention import addresses, contiguous
 from commissure.native.reservoir_reference import (
     ACTIVATIONS,
     Activation,
@@ -102,19 +104,13 @@ def reservoir_scan(
     """
     optional = {"scale": scale, "leak": leak, "bias": bias, "noise": noise, "tangents": tangents}
     _check(matrix, x, state, input_weights, activation, state_bits, optional)
-    return reservoir_scan_reference(
-        matrix,
-        x,
-        state,
-        input_weights,
-        scale=scale,
-        leak=leak,
-        bias=bias,
-        activation=activation,
-        noise=noise,
-        state_bits=state_bits,
-        tangents=tangents,
+    operands = [matrix.values, x, state, input_weights, *optional.values()]
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in operands):
+        return _plain(matrix, x, state, input_weights, activation, state_bits, optional)
+    told = torch.ops.commissure.reservoir_scan(
+        list(matrix), x, state, input_weights, list(optional.values()), activation, state_bits or 0
     )
+    return ReservoirScan(told[0], None if tangents is None else told[1])
 
 
 def _check(
@@ -154,3 +150,97 @@ def _check(
             raise InputError(name, tuple(tensor.shape), f"shape {shapes[name]}")
         if tensor.dtype != dtype or tensor.device != device:
             raise InputError(name, (str(tensor.dtype), str(tensor.device)), f"the matrix's: {dtype}, {device}")
+
+
+def _plain(
+    matrix: ReservoirMatrix,
+    x: Tensor,
+    state: Tensor,
+    input_weights: Tensor,
+    activation: Activation,
+    state_bits: int | None,
+    optional: dict[str, Tensor | None],
+) -> ReservoirScan:
+    return reservoir_scan_reference(
+        matrix, x, state, input_weights, activation=activation, state_bits=state_bits, **optional
+    )
+
+
+_library = torch.library.Library("commissure", "FRAGMENT")
+_library.define(
+    "reservoir_scan(Tensor[] matrix, Tensor x, Tensor state, Tensor input_weights, Tensor?[] optional,"
+    " str activation, int state_bits) -> Tensor[]"
+)
+_OPTIONAL = ("scale", "leak", "bias", "noise", "tangents")
+
+
+def _scan(
+    matrix: list[Tensor],
+    x: Tensor,
+    state: Tensor,
+    input_weights: Tensor,
+    optional: list[Tensor | None],
+    activation: Activation,
+    state_bits: int,
+    clone: str = "",
+) -> list[Tensor]:
+    """The operator on CPU tensors."""
+    native = kernels()
+    if native is None:
+        return _dense(matrix, x, state, input_weights, optional, activation, state_bits)
+    scale, leak, bias, noise, tangents = contiguous(*optional)
+    batch, time, inputs = x.shape
+    nodes = state.shape[1]
+    given = contiguous(*matrix, x, state, input_weights)
+    given += [state.new_ones(batch) if scale is None else scale, state.new_ones(nodes) if leak is None else leak]
+    given += [state.new_zeros(nodes) if bias is None else bias, noise, tangents]
+    results = _empty(x, state, tangents)
+    rounds = [list(ACTIVATIONS).index(activation), state_bits]
+    native.reservoir_scan(
+        addresses(given) + addresses(results) + [0] * (2 - len(results)),
+        [batch, time, nodes, inputs, 0 if tangents is None else tangents.shape[1], *rounds],
+        input_weights.ndim == 3,
+        matrix[1].dtype == torch.int32,
+        x.dtype == torch.float32,
+        torch.get_num_threads(),
+        clone,
+    )
+    return results
+
+
+def _dense(
+    matrix: list[Tensor],
+    x: Tensor,
+    state: Tensor,
+    input_weights: Tensor,
+    optional: list[Tensor | None],
+    activation: Activation,
+    state_bits: int,
+) -> list[Tensor]:
+    """The operator by its reference."""
+    named = dict(zip(_OPTIONAL, optional, strict=True))
+    told = _plain(ReservoirMatrix(*matrix), x, state, input_weights, activation, state_bits or None, named)
+    return [told.states] if told.tangents is None else [told.states, told.tangents.clone()]
+
+
+def _empty(x: Tensor, state: Tensor, tangents: Tensor | None) -> list[Tensor]:
+    """Memory for the results."""
+    states = x.new_empty(x.shape[0], x.shape[1], state.shape[1])
+    return [states] if tangents is None else [states, torch.empty_like(tangents)]
+
+
+def _fake(
+    matrix: list[Tensor],
+    x: Tensor,
+    state: Tensor,
+    input_weights: Tensor,
+    optional: list[Tensor | None],
+    activation: Activation,
+    state_bits: int,
+) -> list[Tensor]:
+    return _empty(x, state, optional[-1])
+
+
+_library.impl("reservoir_scan", _scan, "CPU")
+_library.impl("reservoir_scan", _dense, "CUDA")
+torch.library.register_fake("commissure::reservoir_scan", _fake, lib=_library)

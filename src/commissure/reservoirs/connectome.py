@@ -109,11 +109,13 @@ class Connectome:
         )
 
     @classmethod
-    def from_file(cls, path: str | PathLike[str], *, orientation: Orientation | None = None) -> Connectome:
-        """A connectome from a .npy, .csv, .mat or .graphml file or a TVB connectivity .zip; see `loading`."""
+    def from_file(
+        cls, path: str | PathLike[str], *, orientation: Orientation | None = None, variable: str | None = None
+    ) -> Connectome:
+        """A connectome from a .npy, .csv, .mat or .graphml file or a TVB connectivity .zip; see `loading.load`."""
         from commissure.reservoirs.loading import load
 
-        return load(path, orientation=orientation)
+        return load(path, orientation=orientation, variable=variable)
 
     def __repr__(self) -> str:
         kind = "undirected" if self.is_undirected else "directed"
