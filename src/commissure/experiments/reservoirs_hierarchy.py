@@ -21,7 +21,7 @@ __all__ = ["run"]
 
 LEVELS = (1, 2, 3)
 NAMES = {"inferred": "inferred setting", "gain1": "input gain 1", "default": "the program's defaults"}
-_SEEDS: dict[Budget, int] = {"smoke": 2, "quick": 12, "full": 24}
+_SEEDS: dict[Budget, int] = {"smoke": 2, "quick": 8, "full": 24}
 
 Scores = dict[str, np.ndarray]  # setting: (levels, seeds, radii)
 

@@ -74,16 +74,17 @@ def _rows(scores: Scores) -> list[Row]:
         return found[[RADII.index(radius) for radius in radii or RADII]]
 
     noisy = np.concatenate([p(name, "L1", "random") for name in ("noise 1e-3", "noise 1e-2")])
+    fine, coarse = p("noise 1e-3", "L3", "random", 0.8, 1.0), p("noise 1e-2", "L3", "random", 1.0, 1.2, 1.4)
     gated = [
         ("clean_l3_over_l1", "P(L3 > L1), clean, least over radii", p("clean", "L3", "L1").min()),
         ("clean_l3_over_random", "P(L3 > random), clean, least over radii", p("clean", "L3", "random").min()),
         ("clean_l3_over_rewired", "P(L3 > rewired), clean, least over radii", p("clean", "L3", "rewired").min()),
-        ("fine_l3_over_random", "P(L3 > random), noise 1e-3, least of .8, 1", p("noise 1e-3", "L3", "random", 0.8, 1.0).min()),
+        ("fine_l3_over_random", "P(L3 > random), noise 1e-3, least of .8, 1", fine.min()),
         ("bits_l3_over_random", "P(L3 > random), 8-bit, least of .8, 1", p("8-bit", "L3", "random", 0.8, 1.0).min()),
-        ("coarse_l3_over_random_10", "P(L3 > random), noise 1e-2, radius 1", p("noise 1e-2", "L3", "random", 1.0)[0]),
-        ("coarse_l3_over_random_above", "P(L3 > random), noise 1e-2, most of 1.2, 1.4", p("noise 1e-2", "L3", "random", 1.2, 1.4).max()),
+        ("coarse_l3_over_random_10", "P(L3 > random), noise 1e-2, radius 1", coarse[0]),
+        ("coarse_l3_over_random_above", "P(L3 > random), noise 1e-2, most of 1.2, 1.4", coarse[1:].max()),
         ("noisy_l1_over_random", "P(L1 > random), noise 1e-3 and 1e-2, most over radii", noisy.max()),
-    ]  # fmt: skip
+    ]
     rows = [Row(key, label, float(value)) for key, label, value in gated]
     for name in CONDITIONS:
         for radius, value in zip(RADII, p(name, "L3", "random"), strict=True):
