@@ -351,8 +351,8 @@ CLAIMS: tuple[Claim, ...] = (
         id="reservoirs.noise",
         paper=_RESERVOIRS,
         statement="Read without noise, hierarchical networks remember more than flat modular, random and rewired ones "
-        "at every spectral radius; with noise of 1e-3 or 8-bit states that is sure only at .8 and 1, with noise of "
-        "1e-2 only at 1, above 1 they lose; and under noise flat modules remember less than a random network.",
+        "at every spectral radius; with noise of 1e-3 or 8-bit states still at .8 and 1; with noise of 1e-2 only at 1, "
+        "and above they lose to random networks; under noise flat modules remember less than a random network.",
         quoted="no noise in the paper",
         gate=(
             Bound("clean_l3_over_l1", at_least=0.95),
