@@ -167,8 +167,11 @@ class Scan {
         const int vectors = int(stride) / L;
         int v = 0;
         for (; v + kPass <= vectors; v += kPass) pass<kPass>(j, v * L, to);
-        if (kPass > 2 && v + 2 <= vectors) pass<2>(j, v * L, to), v += 2;
-        if (v < vectors) pass<1>(j, v * L, to);
+        switch (vectors - v) {
+            case 3: return pass<3>(j, v * L, to);
+            case 2: return pass<2>(j, v * L, to);
+            case 1: return pass<1>(j, v * L, to);
+        }
     }
     template <int P>
     COMMISSURE_INLINE void pass(int64_t j, int first, T* to) const {
