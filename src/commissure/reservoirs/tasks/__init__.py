@@ -10,13 +10,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from commissure.reservoirs.tasks.chaos import ChaoticForecast
     from commissure.reservoirs.tasks.data import Task, TaskData
     from commissure.reservoirs.tasks.memory import MemoryCapacity
+    from commissure.reservoirs.tasks.multitask import Multitask
+    from commissure.reservoirs.tasks.nonlinear import NonlinearTransform
 
 # Where the names are.
-_MODULES = ("data", "memory")
+_MODULES = ("chaos", "data", "memory", "multitask", "nonlinear")
 
-__all__ = ["MemoryCapacity", "Task", "TaskData"]
+__all__ = ["ChaoticForecast", "MemoryCapacity", "Multitask", "NonlinearTransform", "Task", "TaskData"]
 
 
 def __getattr__(name: str) -> Any:
