@@ -189,7 +189,7 @@ class ReadoutFactor(NamedTuple):
 def _scores(
     squares: np.ndarray, errors: np.ndarray, total: np.ndarray, spread: np.ndarray, shared: np.ndarray
 ) -> ReadoutScores:
-    """From the sums of squares of targets, errors, centered targets and predictions, and of the latter two's product."""
+    """From sums of squares of targets, errors, centered targets and predictions, and the last two times each other."""
     is_constant = total <= _ROUNDING * squares
     if is_constant.any():
         at = tuple(int(i) for i in np.argwhere(is_constant)[0])

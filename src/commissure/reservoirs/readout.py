@@ -153,7 +153,7 @@ class RidgeReadout:
         if least < MOMENTS_RCOND * squares and least < MOMENTS_RCOND * np.linalg.norm(x, 2) ** 2:
             warnings.warn(
                 f"penalty {least:g} is below 50 eps of the largest eigenvalue of the states' Gram matrix, "
-                f"{np.linalg.norm(x, 2) ** 2:.3g}: solved from the singular values of the states; pass a larger penalty",
+                f"{np.linalg.norm(x, 2) ** 2:.3g}: solved from singular values instead; pass a larger penalty",
                 IllConditionedWarning,
                 stacklevel=3,
             )
