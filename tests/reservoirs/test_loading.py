@@ -6,6 +6,7 @@ import bz2
 import io
 import pickle
 import re
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_tables(tmp_path: Path, separator: str, header: bool, index: bool, corne
 def test_tables_of_other_programs(tmp_path: Path) -> None:
     """numpy's savetxt with a comment; pandas' numbers as names, with and without its index."""
     path = tmp_path / "net.txt"
-    np.savetxt(path, W, header="weights of a network")
+    np.savetxt(path, W, header="connection weights of a network,\nnumbers of streamlines")
     np.testing.assert_allclose(read(path).to_array(), W, rtol=1e-15)
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(W)
@@ -178,8 +179,12 @@ def test_sizes_are_checked_before_unpacking(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(loading, "_MOST_BYTES", 100_000)
     for name, data in (("weights_txt", zeros), ("weights_txt_bz2", bz2.compress(zeros))):
         assert len(data) < 10_000 or name == "weights_txt"
+        path = archive_of(tmp_path / "bomb.zip", **{name: data})
+        tracemalloc.start()
         with pytest.raises(InputError, match=r"weights.txt.* expected a matrix of at most that size"):
-            read(archive_of(tmp_path / "bomb.zip", **{name: data}))
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
     (tmp_path / "net.csv").write_bytes(zeros)
     with pytest.raises(InputError, match="at most 100000 bytes of text"):
         read(tmp_path / "net.csv")

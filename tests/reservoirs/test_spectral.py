@@ -102,6 +102,9 @@ def test_no_cycle_means_exactly_zero() -> None:
     cancelled = csr_array((np.zeros(2), ([0, 1], [1, 0])), shape=(2, 2))  # explicit zeros are no edges
     assert spectral_radius(cancelled).method == "structure"
     assert cancelled.nnz == 2
+    dense = csr_array((np.ones(9), np.tile([0, 1, 2], 3), [0, 3, 6, 9]), shape=(3, 3))
+    dense.data[0] = 0
+    assert spectral_radius(dense).method == "power"
 
 
 def test_falls_back_to_all_eigenvalues(monkeypatch: pytest.MonkeyPatch) -> None:

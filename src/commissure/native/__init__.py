@@ -25,6 +25,8 @@ _KERNELS = (
     "linear_attention_backward",
     "mesa_gradients",
     "reservoir_scan",
+    "swap_edges",
+    "anneal_weights",
 )
 
 

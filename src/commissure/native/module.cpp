@@ -7,6 +7,7 @@ void bind_linear_attention(nanobind::module_& m);
 void bind_mesa(nanobind::module_& m);
 void bind_possm(nanobind::module_& m);
 void bind_reservoir(nanobind::module_& m);
+void bind_rewire(nanobind::module_& m);
 }
 
 NB_MODULE(_kernels, m) {
@@ -16,4 +17,5 @@ NB_MODULE(_kernels, m) {
     commissure::bind_mesa(m);
     commissure::bind_possm(m);
     commissure::bind_reservoir(m);
+    commissure::bind_rewire(m);
 }

@@ -182,8 +182,7 @@ def _member(archive: zipfile.ZipFile, part: str, names: tuple[str, ...]) -> str 
         info.filename
         for info in archive.infolist()
         for own in [PurePosixPath(info.filename).name.lower()]
-        if not info.is_dir() and not own.startswith(".") and any(own.startswith(name) for name in names)
-        if not info.filename.startswith("__MACOSX")
+        if not info.is_dir() and any(own.startswith(name) for name in names)
     ]
     if len(found) > 1:
         raise InputError("members", found, f"one file of {part}", "leave one of them in the archive")
@@ -220,7 +219,7 @@ def _parse(name: str, data: bytes) -> _Table:
     """A table of numbers with or without names around it."""
     rows = list(_rows(name, data))
     first, body = [cell.strip() for cell in rows[0][1]], rows[1:]
-    has_corner = len(rows) == len(first) > 1 and not _is_number(first[0])
+    has_corner = bool(body) and len(rows) == len(first) == len(body[0][1]) and not _is_number(first[0])
     if not (has_corner or _are_names(first, len(body))):
         return _Table(_sized(name, rows), None)
     labels = tuple(first[1:] if has_corner else first)
