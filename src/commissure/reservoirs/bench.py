@@ -5,7 +5,7 @@
 | states | sequences of one network from rest, all states kept | microseconds a sequence and step |
 | sweep | five radii, training and test series simulated, seven module readouts fitted and scored | seconds |
 | sweep + exponent | the same, and the largest Lyapunov exponent of each training series | seconds |
-| memory | what a process of its own takes for the sweep of a series ten times as long | times the shorter's |
+| memory | what a sweep of 20,000 steps adds to the peak memory after one of 2,000; `gain` counts 1 MB at least | MB |
 
 `gain` is the rival's time over ours, turn by turn; `difference` the largest between the two in float64, of states or of
 scores, taken before anything is timed.  Seconds are CPU seconds of the process, all its threads together.  The rival
@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from torch import Tensor
 from commissure.core.rng import generator
 from commissure.native.reservoir import reservoir_matrix, reservoir_scan
 from commissure.reservoirs.block_model import HierarchicalSBM
+from commissure.reservoirs.connectome import Connectome
 from commissure.reservoirs.evaluation import evaluate
 from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.rivals import dense_states, loop_exponents, loop_states, module_scores, sparse_states
@@ -162,92 +163,91 @@ def _torch_csr(weights: csr_array) -> Tensor:
         return torch.sparse_csr_tensor(rows, columns, torch.from_numpy(weights.data), size=weights.shape)
 
 
-def _sweep(length: int) -> tuple[csr_array, MemoryCapacity, IOMap, float]:
-    """A hierarchical network, its task, where it is driven and read, and its own spectral radius."""
+class Sweep(NamedTuple):
+    """A hierarchical network with its own spectral radius, its task, and where it is driven and read."""
+
+    network: Connectome
+    own: float
+    task: MemoryCapacity
+    io: IOMap
+
+
+def _sweep(length: int) -> Sweep:
     network = HierarchicalSBM.from_preset("milisav2025", level=3).sample(0)
     io = IOMap.from_modules(network.modules(), inputs=[0])
-    return network.weights, MemoryCapacity(length=length), io, spectral_radius(network).value
+    return Sweep(network, spectral_radius(network).value, MemoryCapacity(length=length), io)
 
 
-def _ours(length: int, *, lyapunov: bool = False, dtype: torch.dtype = torch.float64) -> list[float]:
-    weights, task, io, _ = _sweep(length)
+def _ours(sweep: Sweep, *, lyapunov: bool = False, dtype: torch.dtype = torch.float64) -> list[float]:
     scores = evaluate(
-        weights, task, io=io, spectral_radius=RADII, penalties=[PENALTY], lyapunov=lyapunov, dtype=dtype, seed=0
+        sweep.network,
+        sweep.task,
+        io=sweep.io,
+        spectral_radius=RADII,
+        penalties=[PENALTY],
+        lyapunov=lyapunov,
+        dtype=dtype,
     )
     return [score.score for score in scores]
 
 
-def _loops(length: int) -> list[float]:
-    weights, task, io, own = _sweep(length)
-    dense, w_in = weights.toarray(), io.input_weights(weights.shape[0])
-    train, test = task.data(0, "train"), task.data(0, "test")
+def _loops(sweep: Sweep) -> list[float]:
+    dense, w_in = sweep.network.to_array(), sweep.io.input_weights(sweep.network.n_nodes)
     scores = []
     for radius in RADII:
         kept = []
-        for data in (train, test):
-            states = loop_states(dense * (radius / own), data.inputs[None], w_in)[0]
+        for data in (sweep.task.data(0, "train"), sweep.task.data(0, "test")):
+            states = loop_states(dense * (radius / sweep.own), data.inputs[None], w_in)[0]
             kept.append((states[data.warmup :], data.targets[data.warmup :]))
-        scores += module_scores(kept[0], kept[1], modules=io.outputs, penalty=PENALTY)
+        scores += module_scores(kept[0], kept[1], modules=sweep.io.outputs, penalty=PENALTY)
     return scores
 
 
-def _exponent_steps() -> None:
-    """The exponents of `EXPONENT_STEPS` steps."""
-    weights, _, io, own = _sweep(200)
-    dense = weights.toarray() / own
-    x = np.ones((1, EXPONENT_STEPS, 1))
-    loop_exponents(dense, loop_states(dense, x, io.input_weights(len(dense)))[0])
+def _exponents(sweep: Sweep) -> None:
+    """The exponents of `EXPONENT_STEPS` steps at radius 1."""
+    dense = sweep.network.to_array() / sweep.own
+    loop_exponents(dense, loop_states(dense, np.ones((1, EXPONENT_STEPS, 1)), sweep.io.input_weights(len(dense)))[0])
 
 
 def bench_sweep(*, length: int = 2000, repeats: int = 3) -> tuple[BenchRow, ...]:
-    """The whole sweep against the loop, without and with the largest exponent, ours in both precisions."""
-    different = float(np.abs(np.subtract(_ours(length), _loops(length))).max())
-    weights, task, _, _ = _sweep(length)
-    steps = len(RADII) * len(task.data(0, "train").inputs) / EXPONENT_STEPS
-    found = []
+    """The whole sweep against the loop in float64, without and with the largest exponent, ours in both precisions."""
+    sweep = _sweep(length)
+    different = float(np.abs(np.subtract(_ours(sweep), _loops(sweep))).max())
+    steps = len(RADII) * len(sweep.task.data(0, "train").inputs) / EXPONENT_STEPS
+    runs: list[Callable[[], object]] = [lambda: _loops(sweep), lambda: _exponents(sweep)]
     for dtype in (torch.float64, torch.float32):
-        runs: list[Callable[[], object]] = [
-            lambda dtype=dtype: _ours(length, dtype=dtype),
-            lambda dtype=dtype: _ours(length, dtype=dtype, lyapunov=True),
-            lambda: _loops(length),
-            _exponent_steps,
+        runs += [
+            lambda dtype=dtype: _ours(sweep, dtype=dtype),
+            lambda dtype=dtype: _ours(sweep, dtype=dtype, lyapunov=True),
         ]
-        plain, with_exponent, loops, few = alternate(runs, repeats=repeats)
-        parts: tuple[tuple[Literal["sweep", "sweep + exponent"], np.ndarray, np.ndarray], ...] = (
-            ("sweep", plain, loops),
-            ("sweep + exponent", with_exponent, loops + few * steps),
-        )
-        density = weights.nnz / weights.shape[0] ** 2
-        for part, own, other in parts:
-            gain = gains(np.stack([own, other]))[0]
-            sizes = weights.shape[0], density, 2 * len(RADII), str(dtype).removeprefix("torch.")
-            found.append(BenchRow(part, "loop", *sizes, float(np.median(own)), gain, different))
+    loops, few, *ours = alternate(runs, repeats=repeats)
+    found = []
+    for i, own in enumerate(ours):
+        part: Literal["sweep", "sweep + exponent"] = "sweep + exponent" if i % 2 else "sweep"
+        gain = gains(np.stack([own, loops + few * steps * (i % 2)]))[0]
+        sizes = sweep.network.n_nodes, sweep.network.density, 2 * len(RADII), ("float64", "float32")[i // 2]
+        found.append(BenchRow(part, "loop", *sizes, float(np.median(own)), gain, different))
     return tuple(found)
 
 
-def bench_memory(*, length: int = 2000) -> BenchRow:
-    """What the sweep adds to a process's peak memory, ten times `length` over `length`, ours and the loop's."""
-    added = {kind: [_peak_of(kind, n) for n in (length, 10 * length)] for kind in ("ours", "loop")}
-    ours, loop = (long / max(short, 1.0) for short, long in added.values())
-    weights = _sweep(length)[0]
-    sizes = weights.shape[0], weights.nnz / weights.shape[0] ** 2, 2 * len(RADII), "float64"
-    gain = loop / ours
+def bench_memory(*, length: int = 20000) -> BenchRow:
+    """What a sweep of `length` steps adds to the peak memory of a process that has done one of a tenth."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        ours, loop = pool.map(_added, ("ours", "loop"), (length, length))
+    gain = loop / max(ours, 1.0)
+    sweep = _sweep(length)
+    sizes = sweep.network.n_nodes, sweep.network.density, 2 * len(RADII), "float64"
     return BenchRow("memory", "loop", *sizes, ours, Range(gain, gain, gain), 0.0)
 
 
-def _peak_of(kind: str, length: int) -> float:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_added, kind, length).result()
-
-
 def _added(kind: str, length: int) -> float:
-    """Megabytes that a sweep adds to this process's peak, after a short one."""
-    import resource
+    """Megabytes."""
+    import resource  # Unix has it
 
     run = _ours if kind == "ours" else _loops
-    run(300)
+    run(_sweep(length // 10))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run(length)
+    run(_sweep(length))
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
