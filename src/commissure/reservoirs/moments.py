@@ -23,6 +23,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
+from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 from commissure.core.errors import CommissureWarning, DegenerateError, InputError
@@ -34,6 +35,10 @@ from commissure.core.ridge_path import (
 )
 
 __all__ = ["IllConditionedWarning", "ReadoutFactor", "ReadoutMoments", "ReadoutScores", "joint_columns"]
+
+
+# A variance below this share of the mean square is the rounding of a constant's.
+_ROUNDING = 100 * float(np.finfo(np.float64).eps)
 
 
 class IllConditionedWarning(CommissureWarning):
@@ -82,12 +87,14 @@ class ReadoutMoments(NamedTuple):
     def update(self, columns: Float64[Tensor, "*batch columns time"]) -> Self:
         """With the samples of one more block of `joint_columns`; the order of blocks matters only to rounding."""
         _check_columns(columns, self.products)
-        products = (
-            torch.baddbmm(self.products.flatten(0, -3), columns.flatten(0, -3), columns.flatten(0, -3).mT)
-            if columns.ndim > 2
-            else torch.addmm(self.products, columns, columns.mT)
-        )
-        return type(self)(products.view_as(self.products), self.n_samples + columns.shape[-1], self.n_features)
+        n = columns.shape[-1]
+        # One symmetric product after another: faster than a batch of whole ones, and the same for one alone.
+        products = self.products.numpy().copy()
+        size = products.shape[-1]
+        for held, z in zip(products.reshape(-1, size, size), columns.numpy().reshape(-1, size, n), strict=True):
+            dsyrk(1.0, z.T, beta=1.0, c=held.T, trans=1, overwrite_c=1)
+        products = np.tril(products) + np.tril(products, -1).swapaxes(-1, -2)
+        return type(self)(torch.from_numpy(products), self.n_samples + n, self.n_features)
 
     def merge(self, other: Self) -> Self:
         """The moments of both sets of samples."""
@@ -121,7 +128,7 @@ class ReadoutMoments(NamedTuple):
         sum_y, sum_f = one[..., 1 + p :], (one[..., None, 1 : 1 + p] @ coefficients)[..., 0, :]
         fy, ff = np.sum(coefficients * cross, axis=-2), np.sum(coefficients * (gram @ coefficients), axis=-2)
         n = self.n_samples
-        return _scores(yy - 2 * fy + ff, yy - sum_y**2 / n, ff - sum_f**2 / n, fy - sum_f * sum_y / n)
+        return _scores(yy, yy - 2 * fy + ff, yy - sum_y**2 / n, ff - sum_f**2 / n, fy - sum_f * sum_y / n)
 
 
 class ReadoutFactor(NamedTuple):
@@ -171,6 +178,7 @@ class ReadoutFactor(NamedTuple):
         # The first row is the component along [1, ..., 1]: the rest is centered.
         f_centered, y_centered = f[..., 1:, :], y[..., 1:, :]
         return _scores(
+            np.sum(y**2, axis=-2),
             np.sum((y - f) ** 2, axis=-2),
             np.sum(y_centered**2, axis=-2),
             np.sum(f_centered**2, axis=-2),
@@ -178,10 +186,13 @@ class ReadoutFactor(NamedTuple):
         )
 
 
-def _scores(errors: np.ndarray, total: np.ndarray, spread: np.ndarray, shared: np.ndarray) -> ReadoutScores:
-    """From the sums of squares of errors, of centered targets and predictions, and the sum of their products."""
-    if not (total > 0).all():
-        at = tuple(int(i) for i in np.argwhere(~(total > 0))[0])
+def _scores(
+    squares: np.ndarray, errors: np.ndarray, total: np.ndarray, spread: np.ndarray, shared: np.ndarray
+) -> ReadoutScores:
+    """From sums of squares of targets, errors, centered targets and predictions, and the last two times each other."""
+    is_constant = total <= _ROUNDING * squares
+    if is_constant.any():
+        at = tuple(int(i) for i in np.argwhere(is_constant)[0])
         raise DegenerateError(f"target {at[-1]} is constant over the scored samples: R^2 is not defined")
     correlation = np.divide(shared**2, spread * total, out=np.zeros_like(shared), where=spread > 0)
     return ReadoutScores(1 - errors / total, np.minimum(correlation, 1.0))
