@@ -13,7 +13,7 @@ from scipy.io import savemat
 from commissure.cli import main
 from commissure.core.errors import InputError
 from commissure.core.stats import mean_interval
-from commissure.reservoirs import sweep
+from commissure.reservoirs import bench, sweep
 from commissure.reservoirs.block_model import HierarchicalSBM
 from commissure.reservoirs.block_tree import BlockTree
 from commissure.reservoirs.by_name import NullModel, TaskInputs, task_by_name
@@ -194,8 +194,6 @@ def test_null_writes_what_rewire_makes(path: Path, tmp_path: Path, capsys: pytes
 
 
 def test_bench_prints_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from commissure.reservoirs import bench
-
     rows = bench.bench_states(40, 0.1, rows=2, repeats=1, steps=3)
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(bench, "bench", lambda **options: asked.append(options) or rows)
