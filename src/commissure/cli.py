@@ -28,6 +28,7 @@ COMMANDS = {
     "mesa": ("commissure.mesa.cli:app", "The mesa layer: fit, eval, bench, show."),
     "metahmm": ("commissure.metahmm.cli:app", "Distance to the Bayes optimum in context: fit, eval, bench, show."),
     "reproduce": ("commissure.experiments.cli:reproduce", "Measure the claims; print the table, write the report."),
+    "reservoirs": ("commissure.reservoirs.cli:app", "What a network computes: eval, bench, show, null."),
 }
 
 # How long the other processes of torchrun leave the word to the first.  They have the same arguments, hence the same

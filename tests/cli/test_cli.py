@@ -45,6 +45,8 @@ def test_help_takes_at_most_400_ms() -> None:
         "from commissure.cli import main; main(['mesa', 'fit', '--help'])",
         "from commissure.cli import main; main(['metahmm', '--help'])",
         "from commissure.cli import main; main(['metahmm', 'fit', '--help'])",
+        "from commissure.cli import main; main(['reservoirs', '--help'])",
+        "from commissure.cli import main; main(['reservoirs', 'eval', '--help'])",
     ],
 )
 def test_nothing_heavy_is_imported(code: str) -> None:

@@ -44,7 +44,12 @@ def problem(
     weights = normal(batch, inputs, nodes) if own else normal(inputs, nodes)
     operands = [normal(batch, time, inputs), normal(batch, nodes), weights]
     optional = {"scale": 1 + 0.1 * normal(batch), "leak": torch.linspace(0.2, 1, nodes, dtype=dtype)}
-    return operands, {**optional, "bias": normal(nodes), "noise": normal(batch, time, nodes), "tangents": normal(batch, 3, nodes)}
+    return operands, {
+        **optional,
+        "bias": normal(nodes),
+        "noise": normal(batch, time, nodes),
+        "tangents": normal(batch, 3, nodes),
+    }
 
 
 def assert_same(matrix: ReservoirMatrix, operands: list[Tensor], options: dict[str, Any], clone: str = "") -> None:

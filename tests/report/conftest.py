@@ -19,7 +19,7 @@ def svg() -> str:
             ax.plot([0, 1, 2], [offset, offset + 1, offset], color=COLORS[name], label=name)
         ax.set_xlabel("time (s)")
         ax.set_ylabel("R²  <&>")
-        ax.legend()
+        ax.legend(ncols=3, fontsize=7)
     return to_svg(fig, label='lines "of" <methods>')
 
 

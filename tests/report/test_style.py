@@ -26,6 +26,8 @@ DRAWN_TOGETHER = [
     ("C++ engine", "torch engine", "window decoder"),
     ("Mesa", "DeltaNet", "Gated DeltaNet", "gated linear attention", "attention"),
     ("Cholesky kernel", "hybrid", "best CG-30", "CG to 1e-4", "gated linear attention", "attention"),
+    ("L1", "L2", "L3", "random", "rewired"),
+    ("connectome", "degree+levels", "degree+modules", "degree"),
 ]
 
 

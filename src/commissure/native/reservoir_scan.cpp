@@ -11,6 +11,7 @@
 #include "reservoir_scan.h"
 
 #include "linear.h"
+#include "mesa_lanes.h"
 
 namespace commissure {
 namespace {
@@ -68,6 +69,9 @@ template <class T, class Index>
 class Scan {
     using V = Vec<T>;
     static constexpr int L = kLanes<T>;
+    using Wide = LaneVec<T>;
+    static constexpr int K = Lane<T>::L;
+    typedef T Loose __attribute__((vector_size(sizeof(Wide)), aligned(sizeof(T)), may_alias));  // anywhere in memory
     typedef T Quad __attribute__((vector_size(kEdgeGroup * sizeof(T))));
     typedef T LooseQuad __attribute__((vector_size(kEdgeGroup * sizeof(T)), aligned(sizeof(T)), may_alias));
 
@@ -163,8 +167,11 @@ class Scan {
         const int vectors = int(stride) / L;
         int v = 0;
         for (; v + kPass <= vectors; v += kPass) pass<kPass>(j, v * L, to);
-        if (kPass > 2 && v + 2 <= vectors) pass<2>(j, v * L, to), v += 2;
-        if (v < vectors) pass<1>(j, v * L, to);
+        switch (vectors - v) {
+            case 3: return pass<3>(j, v * L, to);
+            case 2: return pass<2>(j, v * L, to);
+            case 1: return pass<1>(j, v * L, to);
+        }
     }
     template <int P>
     COMMISSURE_INLINE void pass(int64_t j, int first, T* to) const {
@@ -212,11 +219,19 @@ class Scan {
     }
     // The states of a tile, row by row.
     void tell(int64_t t, int64_t j, int targets) const {
-        for (int r = 0; r < rows; ++r) {
-            T* to = out(m.states) + ((row + r) * m.time + t) * N + j;
-            const T* from = next + size_t(j) * stride + r;
-            for (int i = 0; i < targets; ++i) to[i] = from[size_t(i) * stride];
-        }
+        const T* from = next + size_t(j) * stride;
+        T* to = out(m.states) + (row * m.time + t) * N + j;
+        const size_t apart = size_t(m.time) * size_t(N);  // of two rows
+        int r = 0;
+        for (; targets == kTile && r + K <= rows; r += K)
+            for (int i = 0; i < kTile; i += K) {
+                Wide block[K];
+                for (int n = 0; n < K; ++n) block[n] = *reinterpret_cast<const Loose*>(from + size_t(i + n) * stride + r);
+                transpose<T>(block);
+                for (int n = 0; n < K; ++n) *reinterpret_cast<Loose*>(to + size_t(r + n) * apart + i) = block[n];
+            }
+        for (; r < rows; ++r)
+            for (int i = 0; i < targets; ++i) to[size_t(r) * apart + i] = from[size_t(i) * stride + r];
     }
 
     // One row: nodes are the lanes of everything but the sums.

@@ -43,6 +43,15 @@ COLORS: Mapping[str, str] = MappingProxyType(
         "hybrid": "#0097d6",
         "best CG-30": "#c23a00",
         "CG to 1e-4": "#c2188a",
+        "L1": "#ab9200",
+        "L2": "#0097d6",
+        "L3": "#2f5fe8",
+        "random": "#858b94",
+        "rewired": "#c23a00",
+        "connectome": "#c2188a",
+        "degree+levels": "#2f5fe8",
+        "degree+modules": "#ab9200",
+        "degree": "#858b94",
     }
 )
 

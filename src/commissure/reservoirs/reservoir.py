@@ -34,6 +34,8 @@ from commissure.native.reservoir import (
     reservoir_scan,
 )
 from commissure.nn.padding import check_sequence, check_step, zero_padding
+from commissure.reservoirs.inputs import real, whole
+from commissure.reservoirs.spectral import spectral_radius as network_radius
 from commissure.reservoirs.state_noise import place_noise
 
 if TYPE_CHECKING:
@@ -94,22 +96,23 @@ class Reservoir(nn.Module):
         if activation not in ACTIVATIONS:
             raise InputError("activation", activation, f"one of {', '.join(ACTIVATIONS)}")
         for name, bits, least in (("weight_bits", weight_bits, 2), ("state_bits", state_bits, 1)):
-            if bits is not None and (isinstance(bits, bool) or not least <= bits <= 16):
+            if bits is not None and whole(name, bits, least) > 16:
                 raise InputError(name, bits, f"{least} to 16, or None for none")
-        if not (np.isfinite(state_noise) and state_noise >= 0):
-            raise InputError("state_noise", state_noise, "a number >= 0")
-        if not np.isfinite(input_gain):
-            raise InputError("input_gain", input_gain, "a finite number")
         rates = per_node("leak", leak, nodes)
         if not ((rates > 0) & (rates <= 1)).all():
             raise InputError("leak", leak, "0 < leak <= 1")
         weights = scaled(weights, spectral_radius)
         if weight_bits is not None:
             weights = rounded(weights, weight_bits)
-        self.activation, self.state_noise, self.state_bits, self.seed = activation, state_noise, state_bits, seed
+        self.activation, self.state_bits, self.seed = activation, state_bits, whole("seed", seed, 0)
+        self.state_noise = real("state_noise", state_noise, 0)
         matrix = reservoir_matrix(weights, dtype=dtype)
-        arrays = {**matrix._asdict(), "input_weights": input_gain * input_matrix(inputs, nodes, seed), "leak": rates}
-        arrays["bias"] = per_node("bias", 0.0 if bias is None else bias, nodes)
+        arrays = {
+            **matrix._asdict(),
+            "input_weights": real("input_gain", input_gain) * input_matrix(inputs, nodes, seed),
+            "leak": rates,
+            "bias": per_node("bias", 0.0 if bias is None else bias, nodes),
+        }
         for name, array in arrays.items():
             tensor = array if isinstance(array, Tensor) else torch.from_numpy(array).to(dtype)
             self.register_buffer(name, tensor)
@@ -209,24 +212,13 @@ def scaled(weights: csr_array, spectral_radius: float | None) -> csr_array:
     """The matrix with this spectral radius; with None, as it is."""
     if spectral_radius is None:
         return weights
-    if not (np.isfinite(spectral_radius) and spectral_radius >= 0):
-        raise InputError("spectral_radius", spectral_radius, "a number >= 0, or None for the weights as they are")
-    dense = weights.toarray()
-    own = float(np.abs(np.linalg.eigvals(dense)).max())
-    # Eigenvalues of a nilpotent matrix are computed as roots of rounding errors: no cycle is what defines it.
-    if not has_cycle(weights):
+    wanted = real("spectral_radius", spectral_radius, 0)
+    own = network_radius(weights).value
+    if own == 0:
         raise DegenerateError(
-            "the network has no cycle, so its spectral radius is 0 and cannot be scaled; pass spectral_radius=None"
+            "the network's spectral radius is 0 (no cycle), which no factor can change; pass spectral_radius=None"
         )
-    return weights * (spectral_radius / own)
-
-
-def has_cycle(weights: csr_array) -> bool:
-    """Whether any node can reach itself."""
-    from scipy.sparse.csgraph import connected_components
-
-    count, _ = connected_components(weights, directed=True, connection="strong")
-    return count < weights.shape[0] or bool(weights.diagonal().any())
+    return weights * (wanted / own)
 
 
 def rounded(weights: csr_array, bits: int) -> csr_array:
@@ -243,9 +235,7 @@ def rounded(weights: csr_array, bits: int) -> csr_array:
 def input_matrix(inputs: object, nodes: int, seed: int) -> Float[np.ndarray, "inputs nodes"]:
     """The input weights given, or drawn."""
     if isinstance(inputs, (int, np.integer)) and not isinstance(inputs, bool):
-        if inputs < 1:
-            raise InputError("inputs", inputs, "an integer >= 1, or weights (inputs, nodes)")
-        return generator(seed, "input weights").uniform(-1, 1, (int(inputs), nodes))
+        return generator(seed, "input weights").uniform(-1, 1, (whole("inputs", inputs, 1), nodes))
     array = np.array(inputs, dtype=np.float64)
     if array.ndim != 2 or array.shape[1] != nodes or len(array) < 1:
         raise InputError("inputs", array.shape, f"a number of inputs, or weights of shape (inputs, {nodes})")

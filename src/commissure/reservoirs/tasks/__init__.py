@@ -10,13 +10,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from commissure.reservoirs.tasks.chaos import ChaoticForecast
     from commissure.reservoirs.tasks.data import Task, TaskData
     from commissure.reservoirs.tasks.memory import MemoryCapacity
+    from commissure.reservoirs.tasks.multitask import Multitask
+    from commissure.reservoirs.tasks.neurogym import DecisionReadout, NeuroGym, Trials, fit_decisions
+    from commissure.reservoirs.tasks.nonlinear import NonlinearTransform
 
 # Where the names are.
-_MODULES = ("data", "memory")
+_MODULES = ("chaos", "data", "memory", "multitask", "neurogym", "nonlinear")
 
-__all__ = ["MemoryCapacity", "Task", "TaskData"]
+__all__ = [
+    "ChaoticForecast",
+    "DecisionReadout",
+    "MemoryCapacity",
+    "Multitask",
+    "NeuroGym",
+    "NonlinearTransform",
+    "Task",
+    "TaskData",
+    "Trials",
+    "fit_decisions",
+]
 
 
 def __getattr__(name: str) -> Any:

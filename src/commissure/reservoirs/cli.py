@@ -1,0 +1,526 @@
+"""`commissure reservoirs`: eval, bench, show, null."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from cyclopts import App, Parameter
+
+from commissure.core.errors import InputError
+from commissure.core.files import check_target
+from commissure.core.options import whole
+
+__all__ = ["app"]
+
+app = App(
+    name="reservoirs", help="What does this network compute?  Tasks, nulls and figures of connectomes and models."
+)
+
+Flag = Annotated[bool, Parameter(negative="")]
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+Whole = Annotated[int, Parameter(converter=whole)]
+Several = Parameter(consume_multiple=True, negative="")
+Orientation = Literal["source_target", "target_source"]
+Preserve = Literal["degree", "degree+modules", "degree+levels"]
+
+_DATA, _PRESETS = "hcp-s400", ("milisav2025",)
+_RADII = (0.6, 0.8, 1.0, 1.2, 1.4)
+_PENALTIES = tuple(10.0**k for k in range(-8, 2))  # the readout takes the best by generalized cross-validation
+_MOST_OUTPUTS = 10  # nodes of a module of a connectome that a readout reads, as published
+
+
+class _Model(NamedTuple):
+    """A network under a name, or a distribution that gives one for each seed."""
+
+    name: str
+    draw: Callable[[int], Any]
+
+
+@app.command(name="eval")
+def evaluate(
+    network: str,
+    /,
+    *,
+    task: str = "memory",
+    levels: Annotated[tuple[Whole, ...], Several] = (),
+    nulls: Annotated[tuple[Preserve, ...], Several] = (),
+    radius: Annotated[tuple[float, ...], Several] = _RADII,
+    gain: float = 1.0,
+    leak: float = 1.0,
+    penalty: Annotated[tuple[float, ...], Several] = _PENALTIES,
+    noise: Annotated[tuple[float, ...], Several] = (0.0,),
+    bits: Annotated[int | None, Parameter(converter=whole)] = None,
+    inputs: Literal["random", "all"] | None = None,
+    outputs: Annotated[int | None, Parameter(converter=whole)] = None,
+    length: Whole = 2000,
+    delays: Whole = 16,
+    lyapunov: Flag = False,
+    seeds: Whole = 5,
+    seed: Whole = 0,
+    orientation: Orientation | None = None,
+    variable: str | None = None,
+    out: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Run a task on a network over spectral radii and seeds; print the mean R² with 95 % intervals over seeds.
+
+    The task enters at all nodes of one module and every other module is read by a ridge regression of its own; the
+    score is the mean over them.  Draw it to OUT (.svg).
+
+    Parameters
+    ----------
+    network
+        A file (.npy, .csv, .mat, .graphml, .zip of The Virtual Brain), hcp-s400, or the preset milisav2025.
+    task
+        memory, nonlinear, multitask, or a system to forecast: lorenz, mackey_glass, henon, rossler, narma, ...
+    levels
+        Of a preset, side by side: 0 random, 1 flat modules, ... up to its depth; default the depth.
+    nulls
+        Rewired networks to compare with: degree, degree+modules, degree+levels.
+    radius
+        Spectral radii to scale the weights to.
+    gain
+        Weight of the input.
+    leak
+        1: no memory in the nodes themselves.
+    penalty
+        Of the ridge regression; the best of several by generalized cross-validation.
+    noise
+        Standard deviations of noise on the states that are read.
+    bits
+        Precision of the states that are read, beside full precision.
+    inputs
+        random: one module by seed, all: each in turn; default random for presets, all for connectomes.
+    outputs
+        Nodes read in each module; default all for presets, 10 (or the smallest module) for connectomes.
+    length
+        Steps to fit, and as many to score.
+    delays
+        Of the memory task.
+    lyapunov
+        Measure the largest Lyapunov exponent too.
+    seeds
+        How many; each draws a network (of a preset), a null, inputs and the series.
+    seed
+        The first.
+    orientation
+        Of a file that is not symmetric: which way its rows point.
+    variable
+        Of a .mat file with several matrices.
+    out
+        Figure to write.
+    as_json
+        Print one JSON object with every seed.
+    """
+    _check_figure(out)
+    _positive(seeds, "seeds")
+    models = _models(network, levels, nulls, orientation, variable, seed)
+    is_preset = network in _PRESETS
+    protocol = inputs or ("random" if is_preset else "all")
+    rows = []
+    with _progress("eval", len(models) * seeds) as advance:
+        for model in models:
+            for k in range(seed, seed + seeds):
+                connectome = model.draw(k)
+                chosen = _task(task, length, delays)
+                maps = _maps(chosen, connectome, protocol, outputs if outputs or is_preset else -_MOST_OUTPUTS, k)
+                found = _scores(connectome, chosen, maps, radius, gain, leak, penalty, noise, bits, lyapunov, k)
+                rows += [{"network": model.name, "seed": k, **row} for row in found]
+                advance()
+    if out is not None:
+        _draw_scores(out, rows)
+    if as_json:
+        _print(json.dumps({"network": network, "task": task, "rows": _plain(rows)}))
+    else:
+        _print_scores(rows)
+
+
+@app.command
+def null(
+    network: str,
+    /,
+    *,
+    preserve: Preserve = "degree",
+    count: Whole = 1,
+    out: Path,
+    swaps_per_edge: float = 10.0,
+    keep_connected: Flag = False,
+    strengths: Flag = False,
+    orientation: Orientation | None = None,
+    variable: str | None = None,
+    seed: Whole = 0,
+    as_json: Json = False,
+) -> None:
+    """Rewire a network COUNT times into the folder OUT (null-0000.npy, ..., rows are sources); print how far it moved.
+
+    A file's modules are those of Louvain's algorithm, the most typical of 100 runs.
+
+    Parameters
+    ----------
+    network
+        A file (.npy, .csv, .mat, .graphml, .zip of The Virtual Brain), hcp-s400, or the preset milisav2025.
+    preserve
+        degree, degree+modules (each node's degree inside its module too), degree+levels (at every level).
+    count
+        Networks to make.
+    out
+        Folder to write; made where it does not exist.
+    swaps_per_edge
+        Swaps of two edges to try, for each edge.
+    keep_connected
+        Stay (strongly) connected.
+    strengths
+        Keep every node's sum of weights too, nearly.
+    orientation
+        Of a file that is not symmetric: which way its rows point.
+    variable
+        Of a .mat file with several matrices.
+    seed
+        The first; one more for each network.
+    as_json
+        Print the rows as JSON.
+    """
+    import numpy as np
+
+    from commissure.core.files import replacing
+    from commissure.reservoirs.nulls import rewire
+
+    _check_folder(out)
+    _positive(count, "count")
+    connectome = _load(network, orientation, variable, seed=seed, with_levels=preserve != "degree")
+    rows = []
+    with _progress("null", count) as advance:
+        for k in range(count):
+            made = rewire(connectome, preserve=preserve, swaps_per_edge=swaps_per_edge, keep_connected=keep_connected,
+                          strengths=strengths, seed=seed + k)  # fmt: skip
+            out.mkdir(exist_ok=True)
+            path = out / f"null-{k:04d}.npy"
+            with replacing(path) as partial, partial.open("wb") as file:
+                np.save(file, made.connectome.to_array(), allow_pickle=False)
+            rows.append({"file": str(path), "seed": seed + k, **_plain(made.statistics)})
+            advance()
+    if as_json:
+        _print(json.dumps({"network": network, "preserve": preserve, "rows": rows}))
+        return
+    _print(f"{connectome!r}, preserving {preserve}\n")
+    _print(f"{'file':30} {'accepted':>20} {'moved':>8} {'strength error':>15}")
+    for row in rows:
+        accepted = f"{row['accepted']:,} of {row['proposed']:,}"
+        _print(f"{Path(row['file']).name:30} {accepted:>20} {row['moved']:8.1%} {row['strength_error']:15.2e}")
+
+
+@app.command
+def show(
+    network: str,
+    /,
+    *,
+    levels: Annotated[int | None, Parameter(converter=whole)] = None,
+    gamma: float = 1.0,
+    runs: Whole = 100,
+    orientation: Orientation | None = None,
+    variable: str | None = None,
+    seed: Whole = 0,
+    out: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a network is made of; draw its connectivity, sorted by modules, to OUT (.svg).
+
+    Parameters
+    ----------
+    network
+        A file (.npy, .csv, .mat, .graphml, .zip of The Virtual Brain), hcp-s400, or the preset milisav2025.
+    levels
+        Of a preset: 0 random, 1 flat modules, ... up to its depth; default the depth.
+    gamma
+        Resolution of the modules that are looked for in a network without any: more makes them smaller.
+    runs
+        Of Louvain's algorithm, of which the most typical is kept.
+    orientation
+        Of a file that is not symmetric: which way its rows point.
+    variable
+        Of a .mat file with several matrices.
+    seed
+        Draws the network of a preset, and Louvain's runs.
+    out
+        Figure to write.
+    as_json
+        Print one JSON object.
+    """
+    from commissure.reservoirs.show import draw_connectivity, facts
+
+    _check_figure(out)
+    connectome = _load(
+        network, orientation, variable, seed=seed, with_levels=True, gamma=gamma, n_runs=runs, level=levels
+    )
+    found = facts(connectome).to_dict()
+    if out is not None:
+        with _figure(out, (6.5, 5.5)) as figure:
+            draw_connectivity(figure, connectome, title=Path(network).name)
+    if as_json:
+        _print(json.dumps(_plain(found)))
+        return
+    for name, value in found.items():
+        if isinstance(value, tuple):
+            _print(f"{name:24} {' > '.join(f'{x:.3f}' if isinstance(x, float) else str(x) for x in value) or '-'}")
+        else:
+            _print(f"{name:24} {value:.6g}" if isinstance(value, float) else f"{name:24} {value}")
+
+
+def _models(
+    network: str, levels: tuple[int, ...], nulls: tuple[Preserve, ...], orientation: Any, variable: Any, seed: int
+) -> list[_Model]:
+    """What is compared: the levels of a preset, or one network; and its nulls."""
+    if network in _PRESETS:
+        from commissure.reservoirs.block_model import HierarchicalSBM
+
+        full = HierarchicalSBM.from_preset(network)
+        chosen = [HierarchicalSBM.from_preset(network, level=level) for level in levels] or [full]
+        models = [_Model(_level_name(model.level), model.sample) for model in chosen]
+        source: Callable[[int], Any] = full.sample
+    else:
+        if levels:
+            raise InputError("levels", levels, "none: only presets have models of several levels", "see --nulls")
+        connectome = _load(network, orientation, variable, seed=seed, with_levels=True)
+        source = lambda _: connectome  # noqa: E731
+        models = [_Model(Path(network).name, source)]
+
+    def rewired(preserve: Preserve) -> Callable[[int], Any]:
+        def draw(k: int) -> Any:
+            from commissure.reservoirs.nulls import rewire
+
+            return rewire(source(k), preserve=preserve, seed=k).connectome
+
+        return draw
+
+    return models + [_Model(f"null: {preserve}", rewired(preserve)) for preserve in nulls]
+
+
+def _level_name(level: int) -> str:
+    return {0: "0 random", 1: "1 modular"}.get(level, f"{level} levels")
+
+
+def _load(
+    network: str,
+    orientation: Any,
+    variable: str | None,
+    *,
+    seed: int,
+    with_levels: bool,
+    gamma: float = 1.0,
+    n_runs: int = 100,
+    level: int | None = None,
+) -> Any:
+    """A connectome by its name or path, with modules if they are needed."""
+    from commissure.reservoirs.connectome import Connectome
+
+    if network in _PRESETS:
+        from commissure.reservoirs.block_model import HierarchicalSBM
+
+        return HierarchicalSBM.from_preset(network, level=level).sample(seed)
+    if level is not None:
+        raise InputError("levels", level, "none: only presets have models of several levels")
+    if network == _DATA:
+        from commissure.reservoirs.datasets import hcp_s400
+
+        connectome = hcp_s400()
+    elif Path(network).suffix:
+        connectome = Connectome.from_file(network, orientation=orientation, variable=variable)
+    else:
+        raise InputError("network", network, f"a file, {_DATA} or {', '.join(_PRESETS)}")
+    if with_levels:
+        from commissure.reservoirs.communities import louvain_hierarchy
+
+        found = louvain_hierarchy(connectome, gamma=gamma, n_runs=_positive(n_runs, "runs"), seed=seed)
+        connectome = connectome.with_levels(found.levels)
+    return connectome
+
+
+def _task(name: str, length: int, delays: int) -> Any:
+    from commissure.reservoirs import tasks
+
+    _positive(length, "length")
+    if name == "memory":
+        return tasks.MemoryCapacity(max_delay=delays, length=length)
+    if name == "nonlinear":
+        return tasks.NonlinearTransform(length=length)
+    if name == "multitask":
+        return tasks.Multitask(max_delay=delays, length=length)
+    return tasks.ChaoticForecast(system=name, length=length)
+
+
+def _maps(task: Any, connectome: Any, protocol: str, n_outputs: int | None, seed: int) -> list[Any]:
+    """Where the task enters and is read.  A negative number of outputs is the most that a module may give."""
+    from commissure.core.rng import generator
+    from commissure.reservoirs.io_map import IOMap
+
+    modules = connectome.modules()
+    if hasattr(task, "io"):
+        return [task.io(modules, seed=seed)]
+    if len(modules) <= task.n_inputs:
+        fix = "a network with more modules, or a task with fewer inputs"
+        raise InputError("task", f"{task.n_inputs} inputs", f"fewer inputs than the {len(modules)} modules", fix)
+    if n_outputs is not None and n_outputs < 0:
+        n_outputs = min(-n_outputs, *(len(module) for module in modules))
+    if protocol == "all" and task.n_inputs == 1:
+        chosen = [[module] for module in range(len(modules))]
+    else:
+        drawn = generator(seed, "input modules").choice(len(modules), task.n_inputs, replace=False)
+        chosen = [drawn.tolist()]
+    return [IOMap.from_modules(modules, inputs=each, n_outputs=n_outputs, seed=seed) for each in chosen]
+
+
+def _scores(
+    connectome: Any,
+    task: Any,
+    maps: list[Any],
+    radii: Sequence[float],
+    gain: float,
+    leak: float,
+    penalties: Sequence[float],
+    noise: Sequence[float],
+    bits: int | None,
+    lyapunov: bool,
+    seed: int,
+) -> list[dict[str, Any]]:
+    from commissure.reservoirs import evaluation
+
+    scores = evaluation.evaluate(
+        connectome,
+        task,
+        io=maps,
+        spectral_radius=radii,
+        input_gain=gain,
+        leak=leak,
+        penalties=penalties,
+        read_noise=noise,
+        read_bits=(None,) if bits is None else (None, bits),
+        lyapunov=lyapunov,
+        seed=seed,
+    )
+    return [_plain(row) for row in evaluation.module_r2(scores)]
+
+
+def _condition(row: dict[str, Any]) -> str:
+    parts = [f"noise {row['read_noise']:g}"] if row["read_noise"] else []
+    parts += [f"{row['read_bits']} bits"] if row["read_bits"] is not None else []
+    return ", ".join(parts) or "clean"
+
+
+def _curves(rows: list[dict[str, Any]], value: str) -> dict[str, dict[str, Any]]:
+    """By condition and network: the value of every seed (rows) at every radius (columns)."""
+    import numpy as np
+
+    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for row in rows:
+        seeds = found.setdefault(_condition(row), {}).setdefault(row["network"], {})
+        seeds.setdefault(row["seed"], []).append(row[value])
+    return {c: {name: np.array(list(seeds.values())) for name, seeds in named.items()} for c, named in found.items()}
+
+
+def _radii(rows: list[dict[str, Any]]) -> list[float]:
+    return list(dict.fromkeys(row["spectral_radius"] for row in rows))
+
+
+def _print_scores(rows: list[dict[str, Any]]) -> None:
+    from commissure.core.stats import mean_interval
+
+    radii, exponents = _radii(rows), None
+    if rows[0]["lyapunov"] is not None:
+        exponents = next(iter(_curves(rows, "lyapunov").values()))
+    for condition, named in _curves(rows, "score").items():
+        width = max(len(name) for name in named)
+        _print(f"{condition}: mean R² [95 % over {len(next(iter(named.values())))} seeds]")
+        _print(f"{'radius':>8}  " + "  ".join(f"{name:^{max(width, 20)}}" for name in named))
+        for at, radius in enumerate(radii):
+            cells = []
+            for values in named.values():
+                if len(values) > 1:
+                    mean, low, high = mean_interval(values[:, at])
+                    cells.append(f"{mean:.4f} [{low:.3f}, {high:.3f}]")
+                else:
+                    cells.append(f"{values[0, at]:.4f}")
+            _print(f"{radius:8g}  " + "  ".join(f"{cell:^{max(width, 20)}}" for cell in cells))
+        _print("")
+    if exponents is not None:
+        _print("largest Lyapunov exponent (nats a step), mean over seeds: ordered below 0, chaotic above")
+        for at, radius in enumerate(radii):
+            told = "  ".join(f"{values[:, at].mean():^{max(width, 20)}.4f}" for values in exponents.values())
+            _print(f"{radius:8g}  {told}")
+
+
+def _draw_scores(out: Path, rows: list[dict[str, Any]]) -> None:
+    import numpy as np
+
+    from commissure.reservoirs.show import draw_sweep
+
+    scores = _curves(rows, "score")
+    exponents = next(iter(_curves(rows, "lyapunov").values())) if rows[0]["lyapunov"] is not None else None
+    with _figure(out, (1.5 + 3.2 * len(scores), 3.5 if exponents is None else 5.5)) as figure:
+        draw_sweep(figure, np.array(_radii(rows)), scores, exponents=exponents)
+
+
+@contextmanager
+def _figure(out: Path, size: tuple[float, float]) -> Iterator[Any]:
+    """An empty figure that is written when it has been drawn."""
+    from matplotlib.figure import Figure
+
+    from commissure.core.files import replacing
+
+    figure = Figure(figsize=size, layout="constrained")
+    yield figure
+    with replacing(out) as partial:
+        figure.savefig(partial, format="svg")
+
+
+@contextmanager
+def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar of the networks done, on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = name, BarColumn(), MofNCompleteColumn(), "networks", TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(name, total=total)
+        yield lambda: progress.advance(bar)
+
+
+def _check_figure(out: Path | None) -> None:
+    if out is not None:
+        check_target(out, "out")
+        if out.suffix != ".svg":
+            raise InputError("out", str(out), "a name ending in .svg", f"pass {out.with_suffix('.svg')}")
+
+
+def _check_folder(out: Path) -> None:
+    if not out.parent.is_dir() or (out.exists() and not out.is_dir()):
+        raise InputError("out", str(out), "a folder, or a new one in an existing folder")
+
+
+def _positive(value: int, name: str) -> int:
+    if value < 1:
+        raise InputError(name, value, "an integer >= 1")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Data for JSON: rows as objects, numbers that JSON has no word for as null."""
+    from dataclasses import asdict, is_dataclass
+
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")

@@ -1,0 +1,247 @@
+"""Sweeps: models x seeds, each network evaluated for every radius, noise and precision at once.
+
+A cell is one (model, seed): one network, one batched simulation.  Cells run in any executor and give the same rows for
+any number of workers; with a run store a killed sweep goes on where it was.  At one seed every model gets the same
+input series and the same noise, so that models are compared in pairs.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from commissure.core.errors import BackendMissing, InputError
+from commissure.native.reservoir import Activation
+from commissure.reservoirs.cells import (
+    Cell,
+    CellStore,
+    Finished,
+    IORule,
+    Model,
+    ModuleInputs,
+    Settings,
+    SweepRow,
+    run_cell,
+)
+from commissure.reservoirs.compare import Comparison, SweepScore, compare, sweep_scores
+from commissure.reservoirs.connectome import Connectome
+from commissure.reservoirs.inputs import whole
+from commissure.reservoirs.tasks.data import Task
+from commissure.runs import IsolatedExecutor, RunStore
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["ModuleInputs", "Sweep", "SweepResult", "SweepRow"]
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Rows by model, then seed; `missing` names the cells that Ctrl-C left out."""
+
+    rows: tuple[SweepRow, ...]
+    missing: tuple[tuple[str, int], ...] = ()
+
+    def scores(self) -> tuple[SweepScore, ...]:
+        """`module_r2` of every model, seed and condition."""
+        return sweep_scores(self.rows)
+
+    def compare(
+        self, a: str, b: str, *, measure: Literal["score", "capacity"] = "score", seed: int = 0
+    ) -> tuple[Comparison, ...]:
+        """Model `a` against model `b`, paired by seed, under every condition; see `reservoirs.compare`."""
+        return compare(self.scores(), a, b, measure=measure, seed=seed)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """All rows as a pandas table, one column a field."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise BackendMissing("pandas", "frames", "the table of a sweep") from error
+        names = [f.name for f in fields(SweepRow)]
+        return pandas.DataFrame([[getattr(row, name) for name in names] for row in self.rows], columns=names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Models by name, and all they are evaluated for; see `evaluate` for the settings.
+
+    `models`: each a Connectome, or gives one by seed: an object with `.sample(seed)` or a function.  `io`: one map,
+    several, or a rule (network, seed) -> maps such as `ModuleInputs`.  Whatever other processes are to run must be
+    picklable: objects and top-level functions, not lambdas.
+
+    >>> from commissure.reservoirs.block_model import HierarchicalSBM
+    >>> from commissure.reservoirs.block_tree import BlockTree
+    >>> from commissure.reservoirs.tasks import MemoryCapacity
+    >>> tree = BlockTree.balanced(branching=2, depth=2, leaf_size=5)
+    >>> models = {f"L{level}": HierarchicalSBM(tree, level=level) for level in (1, 2)}
+    >>> sweep = Sweep(models=models, spectral_radius=[0.8], seeds=range(2))
+    >>> result = sweep.run(MemoryCapacity(max_delay=2, length=100, warmup=10), workers=0)
+    >>> [(row.model, row.seed, row.output) for row in result.rows[:4]]
+    [('L1', 0, 0), ('L1', 0, 1), ('L1', 0, 2), ('L1', 1, 0)]
+    """
+
+    models: Mapping[str, Model]
+    spectral_radius: Sequence[float | None] = (0.6, 0.8, 1.0, 1.2, 1.4)
+    seeds: Sequence[int] = field(default_factory=lambda: range(24))
+    io: IORule = field(default_factory=ModuleInputs)
+    read_noise: Sequence[float] = (0.0,)
+    read_bits: Sequence[int | None] = (None,)
+    weight_bits: Sequence[int | None] = (None,)
+    penalties: float | Sequence[float] = 1e-6
+    input_gain: float = 1.0
+    leak: float | Float[np.ndarray, " nodes"] = 1.0
+    activation: Activation = "tanh"
+    lyapunov: bool = False
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise InputError("models", self.models, "at least one model by name")
+        for name in ("spectral_radius", "seeds", "read_noise", "read_bits", "weight_bits"):
+            if not len(getattr(self, name)):
+                raise InputError(name, getattr(self, name), "at least one value")
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise InputError(name, getattr(self, name), "distinct values")
+        for i, seed in enumerate(self.seeds):
+            whole(f"seeds[{i}]", seed, 0)
+        for name, model in self.models.items():
+            if not (isinstance(model, Connectome) or hasattr(model, "sample") or callable(model)):
+                allowed = "a Connectome, an object with .sample(seed), or a function of the seed"
+                raise InputError(f"models[{name!r}]", type(model).__name__, allowed)
+
+    def cells(self, task: Task) -> list[Cell]:
+        """One for each model and seed."""
+        settings = Settings(
+            task=task,
+            io=self.io if callable(self.io) or hasattr(self.io, "inputs") else tuple(self.io),
+            spectral_radius=tuple(self.spectral_radius),
+            read_noise=tuple(self.read_noise),
+            read_bits=tuple(self.read_bits),
+            weight_bits=tuple(self.weight_bits),
+            input_gain=self.input_gain,
+            leak=self.leak,
+            activation=self.activation,
+            penalties=(float(self.penalties),) if np.isscalar(self.penalties) else tuple(self.penalties),  # type: ignore[arg-type]
+            lyapunov=self.lyapunov,
+            dtype=self.dtype,
+        )
+        return [Cell(name, model, int(seed), settings) for name, model in self.models.items() for seed in self.seeds]
+
+    def run(
+        self,
+        task: Task,
+        *,
+        store: RunStore | None = None,
+        executor: Executor | None = None,
+        workers: int | None = None,
+        progress: Progress | None = None,
+    ) -> SweepResult:
+        """Run every cell that `store` does not hold; Ctrl-C ends with what is finished.
+
+        `executor`: any; by default isolated processes, `workers` of them (None: one a core, 0: this process).
+        `progress(done, total)` after every cell; by default a bar on stderr where that is a terminal.  A cell that
+        fails ends the sweep with its error; finished ones stay in the store.
+        """
+        cells = self.cells(task)
+        if executor is not None and workers is not None:
+            raise InputError("workers", workers, "None together with an executor")
+        kept = None if store is None else CellStore(store)
+        rows = {(c.name, c.seed): found for c in cells if kept is not None and (found := kept.get(c)) is not None}
+        todo = [cell for cell in cells if (cell.name, cell.seed) not in rows]
+        told: set[tuple[type[Warning], str]] = set()
+        with _bar(len(cells)) if progress is None else _as_is(progress) as report:
+            report(len(rows), len(cells))
+            try:
+                for cell, finished in _finished(todo, executor, workers):
+                    if kept is not None:
+                        kept.add(cell, finished)
+                    rows[cell.name, cell.seed] = finished.rows
+                    report(len(rows), len(cells))
+                    for category, message in finished.warned:
+                        if (category, message) not in told:
+                            told.add((category, message))
+                            warnings.warn(f"{message} (model {cell.name!r}, seed {cell.seed})", category, stacklevel=2)
+            except KeyboardInterrupt:
+                sys.stderr.write(f"stopped: {len(rows)} of {len(cells)} cells finished\n")
+        done = [(cell.name, cell.seed) for cell in cells]
+        return SweepResult(
+            tuple(row for key in done if key in rows for row in rows[key]),
+            tuple(key for key in done if key not in rows),
+        )
+
+
+def _finished(cells: Sequence[Cell], executor: Executor | None, workers: int | None) -> Iterator[tuple[Cell, Finished]]:
+    """Cells as they finish."""
+    if not cells:
+        return
+    if executor is None and workers == 0:
+        for cell in cells:
+            yield cell, _named(cell, lambda cell=cell: run_cell(cell))
+        return
+    _require_picklable(cells)
+    with ExitStack() as stack:
+        if executor is None:
+            lanes = min(_cores(), len(cells)) if workers is None else whole("workers", workers, 0)
+            executor = stack.enter_context(IsolatedExecutor(lanes))
+        pending: dict[Future[Finished], Cell] = {executor.submit(run_cell, cell): cell for cell in cells}
+        stack.callback(lambda: [future.cancel() for future in pending])
+        while pending:
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in sorted(done, key=lambda future: cells.index(pending[future])):
+                cell = pending.pop(future)
+                yield cell, _named(cell, future.result)
+
+
+def _named(cell: Cell, result: Callable[[], Finished]) -> Finished:
+    try:
+        return result()
+    except Exception as error:
+        error.add_note(f"in the cell of model {cell.name!r} at seed {cell.seed}")
+        raise
+
+
+def _require_picklable(cells: Sequence[Cell]) -> None:
+    parts: dict[str, Any] = {f"models[{cell.name!r}]": cell.model for cell in cells}
+    parts |= {"task": cells[0].settings.task, "io": cells[0].settings.io}
+    for name, part in parts.items():
+        try:
+            pickle.dumps(part)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            fix = "give an object (HierarchicalSBM, a Connectome) or a top-level function, or run with workers=0"
+            raise InputError(name, part, f"something other processes can be sent ({error})", fix) from None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _as_is(progress: Progress) -> Iterator[Progress]:
+    yield progress
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Progress]:
+    """A bar with the time left, on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = "sweep", BarColumn(), MofNCompleteColumn(), "cells", TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("sweep", total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
