@@ -12,10 +12,12 @@ import torch
 
 from commissure.core.errors import DegenerateError, InputError
 from commissure.core.rng import generator
+from commissure.native.reservoir_reference import quantized
 from commissure.reservoirs import simulation
 from commissure.reservoirs.block_model import HierarchicalSBM
 from commissure.reservoirs.block_tree import BlockTree
 from commissure.reservoirs.connectome import Connectome
+from commissure.reservoirs.dynamics import lyapunov
 from commissure.reservoirs.evaluation import Score, evaluate, module_r2
 from commissure.reservoirs.evaluation_reference import evaluate_reference
 from commissure.reservoirs.io_map import DisconnectedWarning, IOMap
@@ -221,6 +223,25 @@ def test_the_exponent_of_a_linear_network_is_its_radius() -> None:
         rng.uniform(0, 1, (30, 30)), task, io=io, spectral_radius=[0.3, 0.9, 1.0], activation="linear", lyapunov=True
     )
     assert [s.lyapunov for s in scores] == pytest.approx(np.log([0.3, 0.9, 1.0]), abs=2e-4)
+
+
+def test_the_exponent_is_that_of_dynamics(network: Connectome, io: tuple[IOMap, ...]) -> None:
+    task = MemoryCapacity(max_delay=2, length=600, warmup=200)
+    scores = evaluate(network, task, io=io[0], spectral_radius=[0.05, 0.9, 1.3], lyapunov=True, seed=2)
+    for radius in (0.05, 0.9, 1.3):
+        reservoir = Reservoir(network, inputs=io[0].input_weights(32), spectral_radius=radius, dtype=F64)
+        expected = lyapunov(reservoir, task.data(2, "train").inputs, warmup=200).exponents[0]
+        (ours,) = {s.lyapunov for s in scores if s.spectral_radius == radius}
+        assert ours == pytest.approx(expected, abs=1e-5)
+
+
+def test_read_levels_are_those_of_the_dynamics() -> None:
+    states = torch.linspace(-1.2, 1.2, 1001, dtype=F64)
+    for bits in (1, 2, 8):
+        once = states.clone()
+        simulation._quantize_(once, bits)
+        assert (once == quantized(states, bits)).all()
+        assert len(once.unique()) == 2**bits
 
 
 def test_module_r2_averages_readouts_then_inputs(network: Connectome, io: tuple[IOMap, ...]) -> None:

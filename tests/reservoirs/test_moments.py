@@ -24,8 +24,9 @@ def batch(seed: int, time: int, *shape: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def product(held: ReadoutMoments | ReadoutFactor) -> np.ndarray:
-    matrix = held[0].numpy()
-    return matrix if isinstance(held, ReadoutMoments) else matrix.swapaxes(-1, -2) @ matrix
+    if isinstance(held, ReadoutMoments):
+        return held.products()
+    return held.triangle.numpy().swapaxes(-1, -2) @ held.triangle.numpy()
 
 
 @pytest.mark.parametrize("kind", KINDS)

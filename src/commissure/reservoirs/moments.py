@@ -64,17 +64,17 @@ def joint_columns(
 
 
 class ReadoutMoments(NamedTuple):
-    """Z' Z of [1, x, y] for every readout of a batch.
+    """Z' Z of [1, x, y] for every readout of a batch; only the lower triangle is summed.
 
     >>> x, y = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 3.0, 5.0]])
     >>> moments = ReadoutMoments.empty((), n_features=1, n_outputs=1).update(joint_columns(x, y))
-    >>> moments.products.tolist()
+    >>> moments.products().tolist()
     [[3.0, 6.0, 9.0], [6.0, 14.0, 22.0], [9.0, 22.0, 35.0]]
     >>> moments.path([1e-9]).coefficients.round(6).ravel()
     array([1.571429])
     """
 
-    products: Float64[Tensor, "*batch columns columns"]
+    lower: Float64[Tensor, "*batch columns columns"]
     n_samples: int
     n_features: int
 
@@ -86,42 +86,45 @@ class ReadoutMoments(NamedTuple):
 
     def update(self, columns: Float64[Tensor, "*batch columns time"]) -> Self:
         """With the samples of one more block of `joint_columns`; the order of blocks matters only to rounding."""
-        _check_columns(columns, self.products)
-        n = columns.shape[-1]
+        _check_columns(columns, self.lower)
+        lower, n = self.lower.numpy().copy(), columns.shape[-1]
+        size = lower.shape[-1]
         # One symmetric product after another: faster than a batch of whole ones, and the same for one alone.
-        products = self.products.numpy().copy()
-        size = products.shape[-1]
-        for held, z in zip(products.reshape(-1, size, size), columns.numpy().reshape(-1, size, n), strict=True):
+        for held, z in zip(lower.reshape(-1, size, size), columns.numpy().reshape(-1, size, n), strict=True):
             dsyrk(1.0, z.T, beta=1.0, c=held.T, trans=1, overwrite_c=1)
-        products = np.tril(products) + np.tril(products, -1).swapaxes(-1, -2)
-        return type(self)(torch.from_numpy(products), self.n_samples + n, self.n_features)
+        return type(self)(torch.from_numpy(lower), self.n_samples + n, self.n_features)
+
+    def products(self) -> Float64[np.ndarray, "*batch columns columns"]:
+        """Both triangles of Z' Z."""
+        lower = self.lower.numpy()
+        return lower + np.tril(lower, -1).swapaxes(-1, -2)
 
     def merge(self, other: Self) -> Self:
         """The moments of both sets of samples."""
-        _check_mergeable(self.products, other.products, self.n_features, other.n_features)
-        return type(self)(self.products + other.products, self.n_samples + other.n_samples, self.n_features)
+        _check_mergeable(self.lower, other.lower, self.n_features, other.n_features)
+        return type(self)(self.lower + other.lower, self.n_samples + other.n_samples, self.n_features)
 
     def is_sub_precision(self, penalty: float) -> Bool[np.ndarray, " *batch"]:
         """Whether this penalty is below 50 eps of the largest eigenvalue of X'X."""
-        gram = self.products[..., 1 : 1 + self.n_features, 1 : 1 + self.n_features]
-        if float(torch.linalg.matrix_norm(gram).max()) * MOMENTS_RCOND <= penalty:  # never below the largest eigenvalue
+        gram = self.products()[..., 1 : 1 + self.n_features, 1 : 1 + self.n_features]
+        if MOMENTS_RCOND * np.trace(gram, axis1=-2, axis2=-1).max() <= penalty:  # the sum of all eigenvalues
             return np.zeros(gram.shape[:-2], bool)
-        return penalty < MOMENTS_RCOND * np.linalg.eigvalsh(gram.numpy())[..., -1]
+        return penalty < MOMENTS_RCOND * np.linalg.eigvalsh(gram)[..., -1]
 
     def select(self, index: Int[np.ndarray, " rows"]) -> Self:
         """These rows of the first batch axis."""
-        return type(self)(self.products[torch.from_numpy(index)], self.n_samples, self.n_features)
+        return type(self)(self.lower[torch.from_numpy(index)], self.n_samples, self.n_features)
 
     def path(self, penalties: Sequence[float]) -> RidgePath:
         """Ridges without an intercept at every penalty, with generalized cross-validation."""
-        p, m = self.n_features, self.products.numpy()
+        p, m = self.n_features, self.products()
         squares = np.diagonal(m[..., 1 + p :, 1 + p :], axis1=-2, axis2=-1)
         gram, cross = m[..., 1 : 1 + p, 1 : 1 + p], m[..., 1 : 1 + p, 1 + p :]
         return ridge_path_from_moments(gram, cross, squares, penalties, n_samples=self.n_samples)
 
     def score(self, coefficients: Float[np.ndarray, " *batch features outputs"]) -> ReadoutScores:
         """Scores of these coefficients (without an intercept) on the samples of these moments."""
-        p, m = self.n_features, self.products.numpy()
+        p, m = self.n_features, self.products()
         one, x, y = m[..., 0, :], m[..., 1 : 1 + p, :], m[..., 1 + p :, 1 + p :]
         gram, cross = x[..., 1 : 1 + p], x[..., 1 + p :]
         yy = np.diagonal(y, axis1=-2, axis2=-1)
