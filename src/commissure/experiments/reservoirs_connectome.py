@@ -31,7 +31,7 @@ RADII = (0.6, 0.8, 1.0, 1.2)
 NULLS: tuple[Preserve, ...] = ("degree+levels", "degree+modules", "degree")
 KINDS = ("connectome", *NULLS)
 RUNS_OF_LOUVAIN, SWAPS_PER_EDGE, N_READ = 100, 25, 10
-_SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 2), "quick": (3, 5), "full": (8, 15)}  # seeds, modules driven
+_SIZES: dict[Budget, tuple[int, int]] = {"smoke": (1, 2), "quick": (3, 5), "full": (24, 15)}  # seeds, modules driven
 
 Scores = dict[str, np.ndarray]  # kind: (seeds, radii)
 

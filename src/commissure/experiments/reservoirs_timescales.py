@@ -5,7 +5,7 @@
 
 The same for the three rewirings of `reservoirs.connectome`, paired by seed.  `spread`: the standard deviation of tau
 over the units not driven of sampled networks of eight modules, at radius 1.  The published range of tau on the
-connectome, 4.59 to 5.49 steps, is printed beside ours and not claimed: no gain gives it.
+connectome, 4.59 to 5.49 steps, is printed beside ours and not claimed.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _rows(correlations: dict[str, np.ndarray], maps: np.ndarray, spreads: np.nda
     own = correlations["connectome"]
     names = {"degree+levels": "over_hierarchical", "degree+modules": "over_modular", "degree": "over_degree"}
     low, high = np.percentile(maps, [2.5, 97.5], axis=1).mean(1)
-    note = f"published: {PUBLISHED[0]} to {PUBLISHED[1]}, not reproduced"
+    note = f"published: {PUBLISHED[0]} to {PUBLISHED[1]}, not claimed"
     return [
         interval_row("empirical", "Spearman with MEG, connectome, radius .8", own, note="published: .444"),
         *(
