@@ -181,7 +181,7 @@ class LIFReservoir(nn.Module):
         rest = self.bias + state.current + external
         is_free = state.refractory == 0
         potential = torch.where(is_free, rest + (state.potential - rest) * membrane, state.potential)
-        fired = is_free & (potential > self.peak_potential)
+        fired = potential > self.peak_potential
         potential = torch.where(fired, self.reset_potential, potential)
         pause = round(self.refractory_period / self.time_step)
         refractory = torch.where(fired, pause, (state.refractory - 1).clamp(min=0))
