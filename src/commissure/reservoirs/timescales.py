@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 
 from commissure.core.errors import InputError
@@ -174,7 +174,7 @@ def _default_lags(time: int, method: str) -> int:
     return min(time - 1, int(10 * math.log10(time)) if method == "fit" else max(1, time // 10))
 
 
-def _fitted(rho: Float[Array, "lags units"], kept: Float[Array, "lags units"]) -> Float[Array, " units"]:
+def _fitted(rho: Float[Array, "lags units"], kept: Bool[Array, "lags units"]) -> Float[Array, " units"]:
     """-1 / slope of log rho over the lags kept; nan where fewer than 2 are, or where the line does not fall."""
     kept = kept & (rho > 0)
     lag = np.arange(len(rho))[:, None]
@@ -186,7 +186,7 @@ def _fitted(rho: Float[Array, "lags units"], kept: Float[Array, "lags units"]) -
         return np.where((count > 1) & (slope < 0), -1.0 / slope, np.nan)
 
 
-def _integrated(rho: Float[Array, "lags units"], kept: Float[Array, "lags units"]) -> Float[Array, " units"]:
+def _integrated(rho: Float[Array, "lags units"], kept: Bool[Array, "lags units"]) -> Float[Array, " units"]:
     """tau of the exponential with this integral; nan where there is nothing beyond lag 0."""
     area = 0.5 + rho[1:].sum(0)
     with np.errstate(divide="ignore"):
