@@ -14,14 +14,17 @@ from pathlib import Path
 from beartype import BeartypeConf, beartype
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for mypy
-CHECKED = tuple(f"commissure.{part}" for part in ("core", "decode", "mesa", "metahmm", "native", "nn", "train"))
+CHECKED = tuple(
+    f"commissure.{part}" for part in ("core", "decode", "mesa", "metahmm", "native", "nn", "reservoirs", "train")
+)
 
 
 def test_every_signature_holds_in_an_ordinary_pass() -> None:
     done = subprocess.run([sys.executable, "-W", "error", __file__], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == [
-        "refused", "mixers", "mesa", "tasks", "metahmm", "baselines", "possm", "streams", "spine",
+        "refused", "mixers", "mesa", "tasks", "metahmm", "reservoirs", "baselines", "possm", "streams",
+        "spine",
     ]  # fmt: skip
 
 
@@ -35,7 +38,8 @@ def _main() -> None:
         import commissure.nn  # noqa: F401
         from commissure.mesa import inspect, set_test_time_compute, to_fla  # noqa: F401 (names load on first use)
         from commissure.metahmm import Trained, bench, fit, show  # noqa: F401 (Trained loads every module)
-    for part in (_refused, _mixers, _mesa, _tasks, _metahmm, _baselines, _possm_and_streams, _spine):
+        from commissure.reservoirs import Sweep, bench, capacity, nir, ranks, timescales  # noqa: F401 (likewise)
+    for part in (_refused, _mixers, _mesa, _tasks, _metahmm, _reservoirs, _baselines, _possm_and_streams, _spine):
         part()
 
 
@@ -229,6 +233,86 @@ def _metahmm() -> None:
             save_part(part, Path(folder) / "part")
             load_part(Path(folder) / "part")
     print("metahmm")
+
+
+def _reservoirs() -> None:
+    import numpy as np
+    import torch
+
+    from commissure.reservoirs import (
+        BlockTree,
+        Connectome,
+        HierarchicalSBM,
+        IOMap,
+        LIFReservoir,
+        Reservoir,
+        RidgeReadout,
+        Sweep,
+        evaluate,
+        louvain_hierarchy,
+        lyapunov,
+        module_r2,
+        regime,
+        rewire,
+        spectral_radius,
+    )
+    from commissure.reservoirs.capacity import information_processing_capacity, linear_memory_capacity, memory_capacity
+    from commissure.reservoirs.nir import from_nir, to_nir
+    from commissure.reservoirs.ranks import generalization_rank, kernel_rank, participation_ratio
+    from commissure.reservoirs.tasks import ChaoticForecast, MemoryCapacity, Multitask, NonlinearTransform
+    from commissure.reservoirs.timescales import lag_products, timescales
+
+    model = HierarchicalSBM(BlockTree.balanced(depth=2, leaf_size=12), prune=0.1)
+    network = model.sample(seed=0)
+    for preserve in ("degree", "degree+modules", "degree+levels"):
+        rewire(network, preserve=preserve, strengths=True, keep_connected=True, seed=0)
+    undirected = Connectome.from_array(network.to_array() + network.to_array().T, orientation=None)
+    louvain_hierarchy(undirected, n_runs=2, seed=0)
+    assert spectral_radius(network.weights).value > 0
+    io = IOMap.from_modules(network.modules(), inputs=[0], n_outputs=5)
+    memory = MemoryCapacity(max_delay=3, length=60, warmup=5)
+    for task in (memory, NonlinearTransform(), ChaoticForecast(system="logistic", length=60)):
+        scores = evaluate(
+            network,
+            task,
+            io=[io],
+            spectral_radius=[0.5, None],
+            penalties=[1e-3, 1.0],
+            read_bits=[None, 8],
+            lyapunov=True,
+        )
+        module_r2(scores)
+    Multitask(n_inputs=2).data(0, "train")
+    found = Sweep(models={"a": model, "b": undirected.with_levels(network.levels)}, spectral_radius=[0.5], seeds=[0, 1])
+    found.run(memory, workers=0).compare("a", "b")
+    for dtype in (torch.float32, torch.float64):
+        reservoir = Reservoir(network, inputs=2, leak=0.5, state_noise=0.1, weight_bits=6, state_bits=5, dtype=dtype)
+        x = torch.randn(2, 30, 2, dtype=dtype)
+        states, state = reservoir(x, lengths=torch.tensor([30, 7]))
+        reservoir.step(x[:, 0], state)
+    plain = Reservoir(network, inputs=1, dtype=torch.float64)
+    series = np.random.default_rng(0).uniform(-1, 1, (200, 1))
+    states = plain(torch.from_numpy(series)[None])[0][0].numpy()
+    lyapunov(plain, series, k=2)
+    regime(plain, series)
+    readout = RidgeReadout(penalties=[0.1, 1.0], select="loo").fit(states, series)
+    assert readout.predict(states).shape == series.shape
+    timescales(states)
+    timescales(lag_products(states[100:], 5, before=lag_products(states[:100], 5)))
+    participation_ratio(states)
+    kernel_rank(plain, n_patterns=4)
+    generalization_rank(plain, n_patterns=4)
+    memory_capacity(states, series[:, 0], max_delay=4)
+    information_processing_capacity(states[:, :4], series[:, 0], max_delays=[3, 2])
+    linear_memory_capacity(
+        torch.from_numpy(network.to_array()) * 0.01, torch.ones(network.n_nodes, dtype=torch.float64), max_delay=5
+    )
+    spiking = LIFReservoir(network, refractory_period=0.0, output="spikes")
+    spiking(torch.ones(1, 5, 1))
+    with tempfile.TemporaryDirectory() as folder:
+        to_nir(spiking, Path(folder) / "spiking.nir")
+        from_nir(Path(folder) / "spiking.nir")
+    print("reservoirs")
 
 
 def _recordings() -> list:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from commissure.runs import Migration, RunStore, source_digest
 __all__ = ["ModuleInputs", "Settings", "SweepRow"]
 
 
+@runtime_checkable
 class NetworkModel(Protocol):
     """What draws networks by seed: `HierarchicalSBM`, for one."""
 

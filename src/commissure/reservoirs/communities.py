@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int, Real
 
 from commissure.core.errors import DegenerateError, InputError
 from commissure.core.rng import spawn
@@ -91,7 +91,7 @@ def adjusted_rand_index(a: Int[np.ndarray, " nodes"], b: Int[np.ndarray, " nodes
     return 1.0 if most == chance else (together - chance) / (most - chance)
 
 
-def _pairs(counts: Float[np.ndarray, "*counts"]) -> float:
+def _pairs(counts: Real[np.ndarray, "*counts"]) -> float:
     return float((counts * (counts - 1) / 2).sum())
 
 

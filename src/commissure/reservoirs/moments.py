@@ -18,7 +18,7 @@ Computations, 5.3).  Both merge in any order and from any process.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -79,12 +79,12 @@ class ReadoutMoments(NamedTuple):
     n_features: int
 
     @classmethod
-    def empty(cls, batch: tuple[int, ...], *, n_features: int, n_outputs: int) -> Self:
+    def empty(cls, batch: tuple[int, ...], *, n_features: int, n_outputs: int) -> ReadoutMoments:
         """Nothing seen yet."""
         k = _n_columns(n_features, n_outputs)
         return cls(torch.zeros(*batch, k, k, dtype=torch.float64), 0, n_features)
 
-    def update(self, columns: Float64[Tensor, "*batch columns time"]) -> Self:
+    def update(self, columns: Float64[Tensor, "*batch columns time"]) -> ReadoutMoments:
         """With the samples of one more block of `joint_columns`; the order of blocks matters only to rounding."""
         _check_columns(columns, self.lower)
         lower, n = self.lower.numpy().copy(), columns.shape[-1]
@@ -99,7 +99,7 @@ class ReadoutMoments(NamedTuple):
         lower = self.lower.numpy()
         return lower + np.tril(lower, -1).swapaxes(-1, -2)
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: ReadoutMoments) -> ReadoutMoments:
         """The moments of both sets of samples."""
         _check_mergeable(self.lower, other.lower, self.n_features, other.n_features)
         return type(self)(self.lower + other.lower, self.n_samples + other.n_samples, self.n_features)
@@ -111,7 +111,7 @@ class ReadoutMoments(NamedTuple):
             return np.zeros(gram.shape[:-2], bool)
         return penalty < MOMENTS_RCOND * np.linalg.eigvalsh(gram)[..., -1]
 
-    def select(self, index: Int[np.ndarray, " rows"]) -> Self:
+    def select(self, index: Int[np.ndarray, " rows"]) -> ReadoutMoments:
         """These rows of the first batch axis."""
         return type(self)(self.lower[torch.from_numpy(index)], self.n_samples, self.n_features)
 
@@ -148,24 +148,24 @@ class ReadoutFactor(NamedTuple):
     n_features: int
 
     @classmethod
-    def empty(cls, batch: tuple[int, ...], *, n_features: int, n_outputs: int) -> Self:
+    def empty(cls, batch: tuple[int, ...], *, n_features: int, n_outputs: int) -> ReadoutFactor:
         """Nothing seen yet."""
         k = _n_columns(n_features, n_outputs)
         return cls(torch.zeros(*batch, k, k, dtype=torch.float64), 0, n_features)
 
-    def update(self, columns: Float64[Tensor, "*batch columns time"]) -> Self:
+    def update(self, columns: Float64[Tensor, "*batch columns time"]) -> ReadoutFactor:
         """With the samples of one more block of `joint_columns`."""
         _check_columns(columns, self.triangle)
         stacked = torch.cat([self.triangle, columns.mT], -2)
         return type(self)(_triangle(stacked), self.n_samples + columns.shape[-1], self.n_features)
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: ReadoutFactor) -> ReadoutFactor:
         """The factor of both sets of samples."""
         _check_mergeable(self.triangle, other.triangle, self.n_features, other.n_features)
         stacked = torch.cat([self.triangle, other.triangle], -2)
         return type(self)(_triangle(stacked), self.n_samples + other.n_samples, self.n_features)
 
-    def select(self, index: Int[np.ndarray, " rows"]) -> Self:
+    def select(self, index: Int[np.ndarray, " rows"]) -> ReadoutFactor:
         """These rows of the first batch axis."""
         return type(self)(self.triangle[torch.from_numpy(index)], self.n_samples, self.n_features)
 

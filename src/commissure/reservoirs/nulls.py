@@ -196,7 +196,7 @@ def _strength_error(original: Connectome, null: Connectome) -> float:
 def _verify(original: Connectome, null: Connectome, labels: Int[np.ndarray, "levels n"], n_classes: int) -> None:
     """Raise CommissureError where the null breaks what it should keep: the result of a bug, never of bad input."""
 
-    def degrees(connectome: Connectome) -> Int[np.ndarray, "2 nodes classes"]:
+    def degrees(connectome: Connectome) -> Int[np.ndarray, "2 counts"]:
         ends = np.stack(connectome.weights.nonzero(), 1)
         classes = _classes(ends, labels, n_classes)
         cells = (np.bincount(side * n_classes + classes, minlength=len(labels.T) * n_classes) for side in ends.T)

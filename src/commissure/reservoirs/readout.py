@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -66,7 +66,7 @@ class RidgeReadout:
         """The arguments it was made with, by name."""
         return {name: getattr(self, name) for name in self._parameters}
 
-    def set_params(self, **parameters: Any) -> Self:
+    def set_params(self, **parameters: Any) -> RidgeReadout:
         """Change arguments; those already fitted stay as they are until `fit`."""
         for name, value in parameters.items():
             if name not in self._parameters:
@@ -79,7 +79,7 @@ class RidgeReadout:
 
         return Tags("regressor", TargetTags(required=True, multi_output=True), regressor_tags=RegressorTags())
 
-    def fit(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> RidgeReadout:
         """Fit every readout; x (samples, nodes), y (samples,) or (samples, outputs), `sample_weight` (samples,)."""
         states, targets = np.asarray(x, np.float64), np.asarray(y, np.float64)
         if states.ndim != 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -23,6 +23,7 @@ class TaskData(NamedTuple):
     warmup: int
 
 
+@runtime_checkable
 class Task(Protocol):
     """What every task offers.  `data` depends on the seed, the split and the task's own settings, on nothing else."""
 
