@@ -11,10 +11,13 @@ import pytest
 from scipy.io import savemat
 
 from commissure.cli import main
-from commissure.core.rng import generator
+from commissure.core.errors import InputError
 from commissure.core.stats import mean_interval
+from commissure.reservoirs import bench, sweep
 from commissure.reservoirs.block_model import HierarchicalSBM
 from commissure.reservoirs.block_tree import BlockTree
+from commissure.reservoirs.by_name import NullModel, TaskInputs, task_by_name
+from commissure.reservoirs.cells import ModuleInputs, run_cell
 from commissure.reservoirs.communities import louvain_hierarchy
 from commissure.reservoirs.connectome import Connectome
 from commissure.reservoirs.evaluation import evaluate, module_r2
@@ -23,14 +26,20 @@ from commissure.reservoirs.nulls import rewire
 from commissure.reservoirs.show import facts
 from commissure.reservoirs.tasks import MemoryCapacity
 
-QUICK = ["--length", "120", "--delays", "4", "--radius", "0.5", "0.9", "--penalty", "1e-6"]
-SMALL = HierarchicalSBM(BlockTree.balanced(depth=2, leaf_size=12), p_within=0.7, decay=0.3).sample(0)
+QUICK = ["--workers", "0", "--length", "120", "--delays", "4", "--radius", "0.5", "0.9", "--penalty", "1e-6"]
+SMALL_TREE = BlockTree.balanced(depth=2, leaf_size=12)
+SMALL = HierarchicalSBM(SMALL_TREE, p_within=0.7, decay=0.3).sample(0)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
     capsys.readouterr()
     assert main(["reservoirs", *map(str, arguments), "--json"]) == 0
     return json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMMISSURE_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -43,12 +52,12 @@ def test_eval_of_a_preset_is_the_published_protocol(capsys: pytest.CaptureFixtur
     """One module drawn by seed is driven, every other is read whole."""
     rows = run(capsys, "eval", "milisav2025", *QUICK, "--levels", 0, 3, "--seeds", 2, "--seed", 4, "--gain", 0.3,
                "--lyapunov")["rows"]  # fmt: skip
-    assert [(r["network"], r["seed"], r["spectral_radius"]) for r in rows] == [
+    assert sorted((r["network"], r["seed"], r["spectral_radius"]) for r in rows) == [
         (name, seed, radius) for name in ("0 random", "3 levels") for seed in (4, 5) for radius in (0.5, 0.9)
     ]
     network = HierarchicalSBM.from_preset("milisav2025", level=3).sample(5)
-    module = int(generator(5, "input modules").choice(8, 1, replace=False)[0])
-    io = IOMap.from_modules(network.modules(), inputs=[module])
+    (io,) = ModuleInputs()(network, 5)
+    assert sorted([len(io.inputs), *map(len, io.outputs)]) == [1, *[50] * 7]
     task = MemoryCapacity(max_delay=4, length=120)
     scores = evaluate(
         network, task, io=io, spectral_radius=[0.5, 0.9], input_gain=0.3, penalties=1e-6, lyapunov=True, seed=5
@@ -68,8 +77,11 @@ def test_eval_of_a_file_drives_every_module(path: Path, capsys: pytest.CaptureFi
     task = MemoryCapacity(max_delay=4, length=120)
     (expected, _) = module_r2(evaluate(network, task, io=maps, spectral_radius=[0.5, 0.9], penalties=1e-6, seed=0))
     assert first["score"] == expected.score
-    fewer = run(capsys, "eval", path, *options, "--outputs", 3, "--inputs", "random")["rows"][0]
-    assert fewer["score"] != first["score"]
+    fewer, one = (
+        run(capsys, "eval", path, *options, *more)["rows"][0]["score"]
+        for more in (["--outputs", 3], ["--inputs", "random"])
+    )
+    assert len({first["score"], fewer, one}) == 3
 
 
 def test_eval_compares_with_nulls_under_conditions(
@@ -78,7 +90,13 @@ def test_eval_compares_with_nulls_under_conditions(
     figure = tmp_path / "sweep.svg"
     options = ["--orientation", "source_target", *QUICK, "--nulls", "degree", "degree+levels", "--noise", "0", "0.01",
                "--bits", "8", "--seeds", "2", "--inputs", "random"]  # fmt: skip
-    rows = run(capsys, "eval", path, *options, "--out", figure)["rows"]
+    told = run(capsys, "eval", path, *options, "--out", figure)
+    rows, compared = told["rows"], told["comparisons"]
+    assert [(c["a"], c["b"]) for c in compared[::8]] == [("net.npy", f"null: degree{more}") for more in ("", "+levels")]
+    first = compared[0]
+    pairs = [[r["score"] for r in rows if (r["network"], r["spectral_radius"], r["read_noise"], r["read_bits"])
+              == (first[side], first["spectral_radius"], 0, None)] for side in "ab"]  # fmt: skip
+    assert first["difference"]["estimate"] == pytest.approx(np.subtract(*pairs).mean(), rel=1e-12)
     assert {r["network"] for r in rows} == {"net.npy", "null: degree", "null: degree+levels"}
     assert {(r["read_noise"], r["read_bits"]) for r in rows} == {(0, None), (0, 8), (0.01, None), (0.01, 8)}
     assert len({r["score"] for r in rows}) == len(rows) == 3 * 2 * 2 * 4
@@ -93,6 +111,53 @@ def test_eval_compares_with_nulls_under_conditions(
               and not r["read_noise"] and r["read_bits"] is None]  # fmt: skip
     mean, low, high = mean_interval(values)
     assert f"{mean:.4f} [{low:.3f}, {high:.3f}]" in shown
+    assert "net.npy (a) against null: degree+levels (b), 2 seeds" in shown
+    assert f"{first['difference']['estimate']:+.4f} [" in shown
+
+
+def test_eval_stops_and_goes_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted after one cell it says so; the same command then computes only what is missing."""
+    command = ["reservoirs", "eval", "milisav2025", *QUICK, "--levels", "1", "3", "--seeds", "1", "--json"]
+    done: list[str] = []
+
+    def interrupted(cell: Any) -> Any:
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(cell.name)
+        return run_cell(cell)
+
+    monkeypatch.setattr(sweep, "run_cell", interrupted)
+    assert main(command) == 130
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["missing"] == [["3 levels", 0]]
+    assert "1 of 2 cells" in captured.err
+    done.append("")
+    assert main(command) == 0
+    assert done == ["1 modular", "", "3 levels"]
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["network"] for row in rows[::2]] == ["1 modular", "3 levels"]
+
+
+def test_inputs_of_tasks_with_several_channels() -> None:
+    lorenz = task_by_name("lorenz", length=50)
+    (io,) = TaskInputs(task=lorenz, which="each", most_outputs=7)(SMALL, 0)
+    modules = [set(module.tolist()) for module in SMALL.modules()]
+    assert len(io.inputs) == 3
+    assert all(set(nodes.tolist()) in modules for nodes in io.inputs)
+    assert [len(nodes) for nodes in io.outputs] == [7]
+    assert len(TaskInputs(task=task_by_name("memory"), which="each")(SMALL, 0)) == 4
+    halves = SMALL.with_levels(SMALL.levels[1:])
+    with pytest.raises(InputError, match=r"task = '3 inputs': expected fewer inputs than the network has modules, 2"):
+        TaskInputs(task=lorenz, which="random")(halves, 0)
+    (io,) = TaskInputs(task=task_by_name("memory"), which="random", most_outputs=50)(SMALL, 0)
+    assert {len(nodes) for nodes in io.outputs} == {12}, "at most the smallest module"
+
+
+def test_nulls_of_a_model_are_of_its_networks() -> None:
+    model = HierarchicalSBM(SMALL_TREE, p_within=0.7, decay=0.3)
+    for source, network in ((model, model.sample(3)), (SMALL, SMALL)):
+        null = NullModel(source, "degree").sample(3)
+        assert np.array_equal(null.to_array(), rewire(network, seed=3).connectome.to_array())
 
 
 @pytest.mark.parametrize("task", ["nonlinear", "henon", "multitask"])
@@ -126,6 +191,22 @@ def test_null_writes_what_rewire_makes(path: Path, tmp_path: Path, capsys: pytes
     assert main(["reservoirs", *map(str, command)]) == 0
     shown = capsys.readouterr().out
     assert f"{rows[0]['accepted']:,} of {rows[0]['proposed']:,}" in shown
+
+
+def test_bench_prints_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = bench.bench_states(40, 0.1, rows=2, repeats=1, steps=3)
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(bench, "bench", lambda **options: asked.append(options) or rows)
+    found = run(capsys, "bench", "--full", "--repeats", 2)
+    assert asked == [{"full": True, "repeats": 2}]
+    assert [(row["rival"], row["gain"]["median"]) for row in found] == [(row.rival, row.gain.median) for row in rows]
+    assert main(["reservoirs", "bench"]) == 0
+    shown = capsys.readouterr().out
+    assert asked[-1] == {"full": False, "repeats": 5}
+    for row in rows:
+        assert f"{row.rival:8} " in shown
+        assert f"{row.gain.median:.3g} [{row.gain.low:.3g}, {row.gain.high:.3g}]" in shown
+    assert main(["reservoirs", "bench", "--repeats", "0"]) == 2
 
 
 def test_show_counts_and_draws(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,6 +269,7 @@ def test_bad_input_exits_2_and_names_it(
     arguments: list[str], named: str, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     filled = [a.format(net=path, folder=path.parent) for a in arguments]
+    filled += ["--workers", "0"] if filled[0] == "eval" else []
     capsys.readouterr()
     assert main(["reservoirs", *filled]) == 2
     captured = capsys.readouterr()

@@ -89,7 +89,7 @@ def test_signs_make_a_diverging_scale_and_large_networks_are_means() -> None:
 def test_sweep_draws_means_and_intervals() -> None:
     figure = Figure()
     noisy = {name: values / 2 for name, values in SCORES.items()}
-    exponents = {name: values - 0.4 for name, values in SCORES.items()}
+    exponents = {name: values - 1.0 for name, values in SCORES.items()}
     draw_sweep(figure, RADII, {"clean": SCORES, "noise": noisy}, exponents=exponents)
     clean, _, regimes, hidden = figure.axes
     assert [axes.get_title() for axes in figure.axes[:2]] == ["clean", "noise"]

@@ -57,20 +57,26 @@ def memory(
     *,
     input_gain: float,
     penalties: float | Sequence[float],
+    io: Sequence[IOMap] | None = None,
+    radii: Sequence[float] = RADII,
     read_noise: Sequence[float] = (0.0,),
     read_bits: Sequence[int | None] = (None,),
     dtype: torch.dtype = torch.float64,
 ) -> dict[tuple[float, int | None], Float[np.ndarray, " radii"]]:
-    """Mean R^2 over delays, then over the modules read, at every radius; by (noise, bits) of the states read."""
-    modules = network.modules()
-    driven = int(generator(seed, "driven module").integers(len(modules)))
+    """Mean R^2 over delays, modules read and maps, at every radius; by (noise, bits) of the states read.
+
+    Without `io` one module of the network, drawn by `seed`, is driven, and every other one read.
+    """
+    if io is None:
+        modules = network.modules()
+        io = [IOMap.from_modules(modules, inputs=[int(generator(seed, "driven module").integers(len(modules)))])]
     with warnings.catch_warnings():  # the published penalty is too small for some Gram matrices: solved from states
         warnings.simplefilter("ignore", IllConditionedWarning)
         scores = evaluate(
             network,
             TASK,
-            io=IOMap.from_modules(modules, inputs=[driven]),
-            spectral_radius=RADII,
+            io=io,
+            spectral_radius=radii,
             input_gain=input_gain,
             penalties=penalties,
             read_noise=read_noise,

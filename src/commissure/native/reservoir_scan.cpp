@@ -150,7 +150,7 @@ class Scan {
                 for (int r = 0; r < rows; ++r) u[c * lanes + r] = in(m.x)[((row + r) * m.time + t) * m.inputs + c];
             for (int64_t j = 0; j < N; j += kTile) {
                 const int targets = int(N - j < kTile ? N - j : kTile);
-                for (int i = 0; i < targets; ++i) add_up(j + i, sums + size_t(i) * stride);
+                add_up(j, targets);
                 m.tangents ? advance<true>(t, j, targets) : advance<false>(t, j, targets);
                 tell(t, j, targets);
             }
@@ -162,13 +162,19 @@ class Scan {
                     out(m.tangents_out)[((row + r) * m.tangents + k) * N + j] =
                         now[size_t(j) * stride + (k + 1) * lanes + r];
     }
-    // The sums over a target's edges, all lanes.
-    void add_up(int64_t j, T* to) const {
+    // The sums of a tile, all lanes; a function of its own, for its loops need all registers.
+    __attribute__((noinline)) void add_up(int64_t start, int targets) {
         const int vectors = int(stride) / L;
-        int v = 0;
-        for (; v + kPass <= vectors; v += kPass) pass<kPass>(j, v * L, to);
-        if (kPass > 2 && v + 2 <= vectors) pass<2>(j, v * L, to), v += 2;
-        if (v < vectors) pass<1>(j, v * L, to);
+        for (int i = 0; i < targets; ++i) {
+            T* to = sums + size_t(i) * stride;
+            int v = 0;
+            for (; v + kPass <= vectors; v += kPass) pass<kPass>(start + i, v * L, to);
+            switch (vectors - v) {
+                case 3: pass<3>(start + i, v * L, to); break;
+                case 2: pass<2>(start + i, v * L, to); break;
+                case 1: pass<1>(start + i, v * L, to); break;
+            }
+        }
     }
     template <int P>
     COMMISSURE_INLINE void pass(int64_t j, int first, T* to) const {
@@ -243,7 +249,7 @@ class Scan {
             T* to = out(m.states) + (row * m.time + t) * N;
             for (int64_t start = 0; start < N; start += kTile) {
                 const int targets = int(N - start < kTile ? N - start : kTile);
-                for (int i = 0; i < targets; ++i) sums[i] = sum_alone(start + i);
+                add_up_alone(now, m.starts + start, static_cast<const Index*>(m.sources), in(m.values), targets, sums);
                 for (int v = 0; v < targets; v += L) {
                     const int64_t j = start + v;
                     V drive = load(bias + j), slope, noise = {};
@@ -258,17 +264,25 @@ class Scan {
             turn_over();
         }
     }
-    COMMISSURE_INLINE T sum_alone(int64_t j) const {
-        Quad sum = {};
-        const T* from = now;
-        const Index* source = static_cast<const Index*>(m.sources) + m.starts[j];
-        const Index* end = static_cast<const Index*>(m.sources) + m.starts[j + 1];
-        const T* value = in(m.values) + m.starts[j];
-        for (; source < end; source += kEdgeGroup, value += kEdgeGroup) {
-            const Quad x = {from[source[0]], from[source[1]], from[source[2]], from[source[3]]};
-            sum += *reinterpret_cast<const LooseQuad*>(value) * x;
+    // The sums of a tile; a function of its own, for its loop needs all registers.
+    __attribute__((noinline)) static void add_up_alone(const T* from, const int64_t* starts, const Index* sources,
+                                                       const T* values, int targets, T* to) {
+        const Index* source = sources + starts[0];
+        const T* value = values + starts[0];
+        for (int i = 0; i < targets; ++i) {
+            Quad sum = {};
+            for (const Index* end = sources + starts[i + 1]; source < end; source += kEdgeGroup, value += kEdgeGroup) {
+                // Loaded as words and taken apart: compilers else widen them in vector registers, and move each back.
+                uint64_t words[sizeof(Index) / 2];
+                std::memcpy(words, source, sizeof(words));
+                const auto place = [&](int a) {
+                    return size_t(Index(words[a * sizeof(Index) / 8] >> (a * sizeof(Index) * 8 % 64)));
+                };
+                const Quad x = {from[place(0)], from[place(1)], from[place(2)], from[place(3)]};
+                sum += *reinterpret_cast<const LooseQuad*>(value) * x;
+            }
+            to[i] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
         }
-        return (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
 };
 

@@ -17,15 +17,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from commissure.reservoirs.block_model import HierarchicalSBM
     from commissure.reservoirs.block_tree import BlockTree
+    from commissure.reservoirs.cells import ModuleInputs
     from commissure.reservoirs.communities import LouvainHierarchy, louvain_hierarchy
     from commissure.reservoirs.connectome import Connectome
     from commissure.reservoirs.datasets import hcp_s400, meg_timescales
+    from commissure.reservoirs.dynamics import Lyapunov, Regime, lyapunov, regime
     from commissure.reservoirs.evaluation import ModuleScore, Score, evaluate, module_r2
     from commissure.reservoirs.io_map import IOMap
     from commissure.reservoirs.nulls import Rewired, RewireStatistics, rewire
     from commissure.reservoirs.readout import RidgeReadout
     from commissure.reservoirs.reservoir import Reservoir, ReservoirState
     from commissure.reservoirs.spectral import SpectralRadius, spectral_radius
+    from commissure.reservoirs.spiking import LIFReservoir, LIFState
+    from commissure.reservoirs.sweep import Sweep, SweepResult
 
 # Where the names are.
 _MODULES = (
@@ -40,6 +44,10 @@ _MODULES = (
     "io_map",
     "readout",
     "evaluation",
+    "dynamics",
+    "cells",
+    "sweep",
+    "spiking",
 )
 
 __all__ = [
@@ -47,8 +55,13 @@ __all__ = [
     "Connectome",
     "HierarchicalSBM",
     "IOMap",
+    "LIFReservoir",
+    "LIFState",
     "LouvainHierarchy",
+    "Lyapunov",
+    "ModuleInputs",
     "ModuleScore",
+    "Regime",
     "Reservoir",
     "ReservoirState",
     "RewireStatistics",
@@ -56,11 +69,15 @@ __all__ = [
     "RidgeReadout",
     "Score",
     "SpectralRadius",
+    "Sweep",
+    "SweepResult",
     "evaluate",
     "hcp_s400",
     "louvain_hierarchy",
+    "lyapunov",
     "meg_timescales",
     "module_r2",
+    "regime",
     "rewire",
     "spectral_radius",
 ]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -29,17 +29,8 @@ Several = Parameter(consume_multiple=True, negative="")
 Orientation = Literal["source_target", "target_source"]
 Preserve = Literal["degree", "degree+modules", "degree+levels"]
 
-_DATA, _PRESETS = "hcp-s400", ("milisav2025",)
 _RADII = (0.6, 0.8, 1.0, 1.2, 1.4)
 _PENALTIES = tuple(10.0**k for k in range(-8, 2))  # the readout takes the best by generalized cross-validation
-_MOST_OUTPUTS = 10  # nodes of a module of a connectome that a readout reads, as published
-
-
-class _Model(NamedTuple):
-    """A network under a name, or a distribution that gives one for each seed."""
-
-    name: str
-    draw: Callable[[int], Any]
 
 
 @app.command(name="eval")
@@ -56,7 +47,7 @@ def evaluate(
     penalty: Annotated[tuple[float, ...], Several] = _PENALTIES,
     noise: Annotated[tuple[float, ...], Several] = (0.0,),
     bits: Annotated[int | None, Parameter(converter=whole)] = None,
-    inputs: Literal["random", "all"] | None = None,
+    inputs: Literal["random", "each"] | None = None,
     outputs: Annotated[int | None, Parameter(converter=whole)] = None,
     length: Whole = 2000,
     delays: Whole = 16,
@@ -66,12 +57,13 @@ def evaluate(
     orientation: Orientation | None = None,
     variable: str | None = None,
     out: Path | None = None,
+    workers: Annotated[int | None, Parameter(converter=whole)] = None,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Run a task on a network over spectral radii and seeds; print the mean R² with 95 % intervals over seeds.
 
     The task enters at all nodes of one module and every other module is read by a ridge regression of its own; the
-    score is the mean over them.  Draw it to OUT (.svg).
+    score is the mean over them.  Draw it to OUT (.svg).  Interrupted, the same command goes on where it stopped.
 
     Parameters
     ----------
@@ -96,7 +88,7 @@ def evaluate(
     bits
         Precision of the states that are read, beside full precision.
     inputs
-        random: one module by seed, all: each in turn; default random for presets, all for connectomes.
+        random: one module by seed, each: one after the other; default random for presets, each for connectomes.
     outputs
         Nodes read in each module; default all for presets, 10 (or the smallest module) for connectomes.
     length
@@ -115,30 +107,74 @@ def evaluate(
         Of a .mat file with several matrices.
     out
         Figure to write.
+    workers
+        Processes of one thread each, 0: none but this one; default one a core.
     as_json
         Print one JSON object with every seed.
     """
+    from commissure.reservoirs.by_name import PRESETS, TaskInputs, models_by_name, task_by_name
+    from commissure.reservoirs.sweep import Sweep
+    from commissure.runs import RunStore
+
     _check_figure(out)
     _positive(seeds, "seeds")
-    models = _models(network, levels, nulls, orientation, variable, seed)
-    is_preset = network in _PRESETS
-    protocol = inputs or ("random" if is_preset else "all")
-    rows = []
-    with _progress("eval", len(models) * seeds) as advance:
-        for model in models:
-            for k in range(seed, seed + seeds):
-                connectome = model.draw(k)
-                chosen = _task(task, length, delays)
-                maps = _maps(chosen, connectome, protocol, outputs if outputs or is_preset else -_MOST_OUTPUTS, k)
-                found = _scores(connectome, chosen, maps, radius, gain, leak, penalty, noise, bits, lyapunov, k)
-                rows += [{"network": model.name, "seed": k, **row} for row in found]
-                advance()
-    if out is not None:
+    chosen = task_by_name(task, length=length, max_delay=delays)
+    models = models_by_name(network, levels=levels, nulls=nulls, orientation=orientation, variable=variable, seed=seed)
+    sweep = Sweep(
+        models=models,
+        spectral_radius=radius,
+        seeds=range(seed, seed + seeds),
+        io=TaskInputs.published(chosen, of_preset=network in PRESETS, which=inputs, n_outputs=outputs),
+        read_noise=noise,
+        read_bits=(None,) if bits is None else (None, bits),
+        penalties=penalty,
+        input_gain=gain,
+        leak=leak,
+        lyapunov=lyapunov,
+    )
+    with RunStore() as store:
+        found = sweep.run(chosen, store=store, workers=workers)
+    if not found.rows:
+        return 130
+    rows = [{"network": score.model, **_plain(score)} for score in found.scores()]
+    compared = [] if found.missing or seeds < 2 else _comparisons(found, list(models))
+    if out is not None and not found.missing:
         _draw_scores(out, rows)
     if as_json:
-        _print(json.dumps({"network": network, "task": task, "rows": _plain(rows)}))
+        told = {"network": network, "task": task, "rows": rows, "comparisons": _plain(compared)}
+        _print(json.dumps({**told, "missing": found.missing}))
     else:
         _print_scores(rows)
+        _print_comparisons(compared)
+    return 130 if found.missing else 0
+
+
+@app.command
+def bench(*, full: Flag = False, repeats: Whole = 5, as_json: Json = False) -> None:
+    """Time reservoirs against other ways to simulate them, in turns in one process; print ratios with their ranges.
+
+    Parameters
+    ----------
+    full
+        All sizes, up to 5000 nodes, which takes some ten minutes; default the published size.
+    repeats
+        Turns of each contender.
+    as_json
+        Print the rows as JSON.
+    """
+    from commissure.reservoirs.bench import bench as measure
+
+    rows = measure(full=full, repeats=_positive(repeats, "repeats"))
+    if as_json:
+        _print(json.dumps(_plain(rows)))
+        return
+    _print(f"{'part':17} {'nodes':>6} {'density':>8} {'rows':>5} {'dtype':8} {'ours':>10} "
+           f"{'rival':8} {'times ours':>24} {'differs by':>11}")  # fmt: skip
+    for row in rows:
+        gain = f"{row.gain.median:.3g} [{row.gain.low:.3g}, {row.gain.high:.3g}]"
+        _print(f"{row.part:17} {row.nodes:6} {row.density:8.3f} {row.rows:5} {row.dtype:8} {row.ours:10.4g} "
+               f"{row.rival:8} {gain:>24} {row.difference:11.1e}")  # fmt: skip
+    _print("\nours: microseconds a sequence and step (states), CPU seconds (sweep), times the shorter's (memory)")
 
 
 @app.command
@@ -189,11 +225,14 @@ def null(
     import numpy as np
 
     from commissure.core.files import replacing
+    from commissure.reservoirs.by_name import network_by_name
     from commissure.reservoirs.nulls import rewire
 
     _check_folder(out)
     _positive(count, "count")
-    connectome = _load(network, orientation, variable, seed=seed, with_levels=preserve != "degree")
+    connectome = network_by_name(
+        network, orientation=orientation, variable=variable, seed=seed, with_levels=preserve != "degree"
+    )
     rows = []
     with _progress("null", count) as advance:
         for k in range(count):
@@ -252,11 +291,12 @@ def show(
     as_json
         Print one JSON object.
     """
+    from commissure.reservoirs.by_name import network_by_name
     from commissure.reservoirs.show import draw_connectivity, facts
 
     _check_figure(out)
-    connectome = _load(
-        network, orientation, variable, seed=seed, with_levels=True, gamma=gamma, n_runs=runs, level=levels
+    connectome = network_by_name(
+        network, orientation=orientation, variable=variable, level=levels, gamma=gamma, n_runs=runs, seed=seed
     )
     found = facts(connectome).to_dict()
     if out is not None:
@@ -270,140 +310,6 @@ def show(
             _print(f"{name:24} {' > '.join(f'{x:.3f}' if isinstance(x, float) else str(x) for x in value) or '-'}")
         else:
             _print(f"{name:24} {value:.6g}" if isinstance(value, float) else f"{name:24} {value}")
-
-
-def _models(
-    network: str, levels: tuple[int, ...], nulls: tuple[Preserve, ...], orientation: Any, variable: Any, seed: int
-) -> list[_Model]:
-    """What is compared: the levels of a preset, or one network; and its nulls."""
-    if network in _PRESETS:
-        from commissure.reservoirs.block_model import HierarchicalSBM
-
-        full = HierarchicalSBM.from_preset(network)
-        chosen = [HierarchicalSBM.from_preset(network, level=level) for level in levels] or [full]
-        models = [_Model(_level_name(model.level), model.sample) for model in chosen]
-        source: Callable[[int], Any] = full.sample
-    else:
-        if levels:
-            raise InputError("levels", levels, "none: only presets have models of several levels", "see --nulls")
-        connectome = _load(network, orientation, variable, seed=seed, with_levels=True)
-        source = lambda _: connectome  # noqa: E731
-        models = [_Model(Path(network).name, source)]
-
-    def rewired(preserve: Preserve) -> Callable[[int], Any]:
-        def draw(k: int) -> Any:
-            from commissure.reservoirs.nulls import rewire
-
-            return rewire(source(k), preserve=preserve, seed=k).connectome
-
-        return draw
-
-    return models + [_Model(f"null: {preserve}", rewired(preserve)) for preserve in nulls]
-
-
-def _level_name(level: int) -> str:
-    return {0: "0 random", 1: "1 modular"}.get(level, f"{level} levels")
-
-
-def _load(
-    network: str,
-    orientation: Any,
-    variable: str | None,
-    *,
-    seed: int,
-    with_levels: bool,
-    gamma: float = 1.0,
-    n_runs: int = 100,
-    level: int | None = None,
-) -> Any:
-    """A connectome by its name or path, with modules if they are needed."""
-    from commissure.reservoirs.connectome import Connectome
-
-    if network in _PRESETS:
-        from commissure.reservoirs.block_model import HierarchicalSBM
-
-        return HierarchicalSBM.from_preset(network, level=level).sample(seed)
-    if level is not None:
-        raise InputError("levels", level, "none: only presets have models of several levels")
-    if network == _DATA:
-        from commissure.reservoirs.datasets import hcp_s400
-
-        connectome = hcp_s400()
-    elif Path(network).suffix:
-        connectome = Connectome.from_file(network, orientation=orientation, variable=variable)
-    else:
-        raise InputError("network", network, f"a file, {_DATA} or {', '.join(_PRESETS)}")
-    if with_levels:
-        from commissure.reservoirs.communities import louvain_hierarchy
-
-        found = louvain_hierarchy(connectome, gamma=gamma, n_runs=_positive(n_runs, "runs"), seed=seed)
-        connectome = connectome.with_levels(found.levels)
-    return connectome
-
-
-def _task(name: str, length: int, delays: int) -> Any:
-    from commissure.reservoirs import tasks
-
-    _positive(length, "length")
-    if name == "memory":
-        return tasks.MemoryCapacity(max_delay=delays, length=length)
-    if name == "nonlinear":
-        return tasks.NonlinearTransform(length=length)
-    if name == "multitask":
-        return tasks.Multitask(max_delay=delays, length=length)
-    return tasks.ChaoticForecast(system=name, length=length)
-
-
-def _maps(task: Any, connectome: Any, protocol: str, n_outputs: int | None, seed: int) -> list[Any]:
-    """Where the task enters and is read.  A negative number of outputs is the most that a module may give."""
-    from commissure.core.rng import generator
-    from commissure.reservoirs.io_map import IOMap
-
-    modules = connectome.modules()
-    if hasattr(task, "io"):
-        return [task.io(modules, seed=seed)]
-    if len(modules) <= task.n_inputs:
-        fix = "a network with more modules, or a task with fewer inputs"
-        raise InputError("task", f"{task.n_inputs} inputs", f"fewer inputs than the {len(modules)} modules", fix)
-    if n_outputs is not None and n_outputs < 0:
-        n_outputs = min(-n_outputs, *(len(module) for module in modules))
-    if protocol == "all" and task.n_inputs == 1:
-        chosen = [[module] for module in range(len(modules))]
-    else:
-        drawn = generator(seed, "input modules").choice(len(modules), task.n_inputs, replace=False)
-        chosen = [drawn.tolist()]
-    return [IOMap.from_modules(modules, inputs=each, n_outputs=n_outputs, seed=seed) for each in chosen]
-
-
-def _scores(
-    connectome: Any,
-    task: Any,
-    maps: list[Any],
-    radii: Sequence[float],
-    gain: float,
-    leak: float,
-    penalties: Sequence[float],
-    noise: Sequence[float],
-    bits: int | None,
-    lyapunov: bool,
-    seed: int,
-) -> list[dict[str, Any]]:
-    from commissure.reservoirs import evaluation
-
-    scores = evaluation.evaluate(
-        connectome,
-        task,
-        io=maps,
-        spectral_radius=radii,
-        input_gain=gain,
-        leak=leak,
-        penalties=penalties,
-        read_noise=noise,
-        read_bits=(None,) if bits is None else (None, bits),
-        lyapunov=lyapunov,
-        seed=seed,
-    )
-    return [_plain(row) for row in evaluation.module_r2(scores)]
 
 
 def _condition(row: dict[str, Any]) -> str:
@@ -452,6 +358,28 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
         for at, radius in enumerate(radii):
             told = "  ".join(f"{values[:, at].mean():^{max(width, 20)}.4f}" for values in exponents.values())
             _print(f"{radius:8g}  {told}")
+
+
+def _comparisons(found: Any, names: list[str]) -> list[Any]:
+    """One network against every other: the last that is no null."""
+    mine = [name for name in names if not name.startswith("null: ")][-1]
+    return [row for other in names if other != mine for row in found.compare(mine, other)]
+
+
+def _print_comparisons(rows: Sequence[Any]) -> None:
+    """Differences with their intervals, P(a > b), and p-values corrected over the rows of each pair."""
+    pair = None
+    for row in rows:
+        if pair != (row.a, row.b):
+            pair = row.a, row.b
+            _print(f"{row.a} (a) against {row.b} (b), {row.n_pairs} seeds")
+            _print(f"{'radius':>8}  {'paired difference [95 %]':28} P(a > b)  p (Holm)")
+        told = _condition({"read_noise": row.read_noise, "read_bits": row.read_bits})
+        estimate, low, high = row.difference
+        interval = f"{estimate:+.4f} [{low:+.4f}, {high:+.4f}]"
+        _print(f"{row.spectral_radius:8g}  {interval:28} {row.cles:8.2f} {row.p_holm:9.2g}  {told}")
+    if rows:
+        _print("")
 
 
 def _draw_scores(out: Path, rows: list[dict[str, Any]]) -> None:
@@ -517,6 +445,8 @@ def _plain(value: Any) -> Any:
         return _plain(asdict(value))
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _plain(value._asdict())
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DisconnectedWarning", "IOMap"]
 
-Nodes = Int[np.ndarray, " nodes"]
+Nodes = Int[np.ndarray, " _"]  # each of its own length
 
 
 class DisconnectedWarning(CommissureWarning):
@@ -44,14 +44,14 @@ class IOMap:
     `targets` holds, for each readout, the target columns it is fitted and scored on; None: every readout, all of them.
     A node both driven and read would answer with its own input: refused unless `allow_overlap`.  Indices are copied.
 
-    >>> io = IOMap(inputs=([0, 1],), outputs=([2], [3, 4]))
+    >>> io = IOMap(inputs=(np.array([0, 1]),), outputs=(np.array([2]), np.array([3, 4])))
     >>> io.n_inputs, io.n_readouts, io.input_weights(5).tolist()
     (1, 2, [[1.0, 1.0, 0.0, 0.0, 0.0]])
     """
 
     inputs: tuple[Nodes, ...]
     outputs: tuple[Nodes, ...]
-    targets: tuple[Int[np.ndarray, " columns"], ...] | None = None
+    targets: tuple[Int[np.ndarray, " _"], ...] | None = None
     allow_overlap: bool = False
 
     def __post_init__(self) -> None:

@@ -14,12 +14,24 @@ if TYPE_CHECKING:
     from commissure.reservoirs.tasks.data import Task, TaskData
     from commissure.reservoirs.tasks.memory import MemoryCapacity
     from commissure.reservoirs.tasks.multitask import Multitask
+    from commissure.reservoirs.tasks.neurogym import DecisionReadout, NeuroGym, Trials, fit_decisions
     from commissure.reservoirs.tasks.nonlinear import NonlinearTransform
 
 # Where the names are.
-_MODULES = ("chaos", "data", "memory", "multitask", "nonlinear")
+_MODULES = ("chaos", "data", "memory", "multitask", "neurogym", "nonlinear")
 
-__all__ = ["ChaoticForecast", "MemoryCapacity", "Multitask", "NonlinearTransform", "Task", "TaskData"]
+__all__ = [
+    "ChaoticForecast",
+    "DecisionReadout",
+    "MemoryCapacity",
+    "Multitask",
+    "NeuroGym",
+    "NonlinearTransform",
+    "Task",
+    "TaskData",
+    "Trials",
+    "fit_decisions",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -72,7 +72,7 @@ class Multitask:
         return tuple(task for pair in zip(memory, transform, strict=True) for task in pair)
 
     @property
-    def columns(self) -> tuple[Int[np.ndarray, " columns"], ...]:
+    def columns(self) -> tuple[Int[np.ndarray, " _"], ...]:
         """The target columns of each input channel."""
         ends = np.cumsum([task.n_outputs for task in self.tasks])
         return tuple(np.arange(end - task.n_outputs, end) for task, end in zip(self.tasks, ends, strict=True))
