@@ -128,14 +128,14 @@ class Sweep:
         settings = Settings(
             task=task,
             io=self.io if callable(self.io) or hasattr(self.io, "inputs") else tuple(self.io),
-            spectral_radius=tuple(self.spectral_radius),
-            read_noise=tuple(self.read_noise),
-            read_bits=tuple(self.read_bits),
-            weight_bits=tuple(self.weight_bits),
+            spectral_radius=tuple(None if radius is None else float(radius) for radius in self.spectral_radius),
+            read_noise=tuple(map(float, self.read_noise)),
+            read_bits=tuple(None if bits is None else int(bits) for bits in self.read_bits),
+            weight_bits=tuple(None if bits is None else int(bits) for bits in self.weight_bits),
             input_gain=self.input_gain,
             leak=self.leak,
             activation=self.activation,
-            penalties=(float(self.penalties),) if np.isscalar(self.penalties) else tuple(self.penalties),  # type: ignore[arg-type]
+            penalties=(float(self.penalties),) if np.isscalar(self.penalties) else tuple(map(float, self.penalties)),  # type: ignore[arg-type]
             lyapunov=self.lyapunov,
             dtype=self.dtype,
         )
