@@ -45,6 +45,9 @@ def test_drawn_outputs_depend_on_the_seed_and_the_module_alone():
     assert set(both.outputs[0]) <= set(MODULES[0])
     seeds = {tuple(IOMap.from_modules(MODULES, inputs=[1], n_outputs=3, seed=s).outputs[1]) for s in range(20)}
     assert len(seeds) > 5
+    alike = IOMap.from_modules(np.arange(80).reshape(4, 20), inputs=[0], n_outputs=10, seed=7)
+    places = [(nodes % 20).tolist() for nodes in alike.outputs]
+    assert places[0] != places[1] != places[2] != places[0]
 
 
 def test_the_map_keeps_its_own_copy():

@@ -143,10 +143,10 @@ class IOMap:
 
 
 def _indices(name: str, values: ArrayLike) -> Nodes:
-    array = np.array(values)
+    array = np.asarray(values)
     if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
         raise InputError(name, values, "a non-empty array of integers, 1 dimension")
-    array = array.astype(np.int64)
+    array = array.astype(np.int64)  # a copy
     if array.min() < 0:
         raise InputError(f"{name}[{int(array.argmin())}]", int(array.min()), "an index >= 0")
     if np.unique(array).size < array.size:
