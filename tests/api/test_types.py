@@ -38,7 +38,7 @@ def _main() -> None:
         import commissure.nn  # noqa: F401
         from commissure.mesa import inspect, set_test_time_compute, to_fla  # noqa: F401 (names load on first use)
         from commissure.metahmm import Trained, bench, fit, show  # noqa: F401 (Trained loads every module)
-        from commissure.reservoirs import Sweep, bench, capacity, nir, ranks, timescales  # noqa: F401 (likewise)
+        from commissure.reservoirs import Sweep, capacity, nir, ranks, timescales  # noqa: F401 (likewise)
     for part in (_refused, _mixers, _mesa, _tasks, _metahmm, _reservoirs, _baselines, _possm_and_streams, _spine):
         part()
 
