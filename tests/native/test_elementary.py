@@ -18,6 +18,7 @@ TURNS = np.concatenate([np.linspace(-0.5, 0.5, 40_001), [0.125, -0.125, 0.375, -
 # name, exact function, domain, bound in units of the type's epsilon; relative, or absolute where there are zeros.
 CASES: list[tuple[str, Callable[[np.ndarray], np.ndarray], np.ndarray, float, bool]] = [
     ("exp", np.exp, WIDE, 2.0, True),
+    ("expm1", np.expm1, WIDE, 4.0, True),
     ("sin", lambda u: np.sin(2 * np.pi * u), TURNS, 2.0, False),
     ("cos", lambda u: np.cos(2 * np.pi * u), TURNS, 2.0, False),
     ("sigmoid", expit, WIDE, 4.0, True),

@@ -77,6 +77,15 @@ def test_networks_of_every_kind(network: str) -> None:
     assert np.array_equal(w, kept)
 
 
+def test_the_callers_matrix_is_left_alone() -> None:
+    matrix = csr_array(weights())
+    matrix.data[3] = 0.0
+    kept = matrix.copy()
+    made(matrix, weight_bits=3)
+    assert matrix.nnz == kept.nnz
+    assert np.array_equal(matrix.data, kept.data)
+
+
 def test_the_radius_of_a_directed_signed_network_is_the_one_asked_for() -> None:
     reservoir = made(spectral_radius=1.0)
     assert dense(reservoir).shape == (NODES, NODES)

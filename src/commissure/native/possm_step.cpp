@@ -328,20 +328,22 @@ PossmStep* make(const PossmView& weights, const double* offsets, size_t n) {
 template <class T>
 bool elementary(const char* name, const double* x, double* y, size_t n) {
     constexpr int L = kLanes<T>;
-    const char* names[] = {"exp", "sin", "cos", "gelu", "sigmoid", "tanh", "softplus"};
+    const char* names[] = {"exp", "sin", "cos", "gelu", "sigmoid", "tanh", "softplus", "expm1"};
+    constexpr int count = int(sizeof(names) / sizeof(names[0]));
     int which = 0;
-    while (which < 7 && std::strcmp(name, names[which]) != 0) ++which;
+    while (which < count && std::strcmp(name, names[which]) != 0) ++which;
     Buffer<T> lanes(L);
-    for (size_t i = 0; i < n && which < 7; i += L) {
+    for (size_t i = 0; i < n && which < count; i += L) {
         for (size_t k = 0; k < size_t(L); ++k) lanes[k] = i + k < n ? T(x[i + k]) : T(0);
         const Vec<T> v = load<T>(lanes);
         Vec<T> s, c;
         sincos_turns<T>(v, s, c);
-        const Vec<T> results[] = {exp_v<T>(v), s, c, gelu_v<T>(v), sigmoid_v<T>(v), tanh_v<T>(v), softplus_v<T>(v)};
+        const Vec<T> results[count] = {exp_v<T>(v),     s,            c,                gelu_v<T>(v),
+                                       sigmoid_v<T>(v), tanh_v<T>(v), softplus_v<T>(v), expm1_v<T>(v)};
         store<T>(lanes, results[which]);
         for (size_t k = 0; k < size_t(L) && i + k < n; ++k) y[i + k] = double(lanes[k]);
     }
-    return which < 7;
+    return which < count;
 }
 
 }  // namespace

@@ -9,6 +9,15 @@
     leak            1: no memory but through W
     Q               the nearest of 2^state_bits levels from -1 to 1; left out by default
 
+The kernel always walks over the edges: one block of up to four vectors of rows at a time (16 float64, 32 float32), each
+source's lanes together in memory, 2 nnz operations a row and step and one tanh a node.  Measured on one core with AVX2,
+400 and 1000 nodes, 1, 16 and 64 rows, both dtypes: at density .3 dense products take 1.1 to 3.8 times as long, at .5
+still 1.2 to 1.7 times (400 nodes); at density 1 they take .4 to 1.1 of the kernel's time.  Connectomes are far below.
+
+A row's bits depend on that row alone: not on the rows beside it, on how time is cut, on tangents or on threads.  They
+do depend on the instruction set (fused multiply-adds or none).  Where a tensor wants a gradient, on a GPU, and without
+the kernel, `reservoir_scan_reference` runs; there, equal shapes give equal bits and other batches agree to rounding.
+
 Jaeger, "The echo state approach", GMD report 148 (2001); tangents: Benettin et al., Meccanica 15 (1980).
 """
 
@@ -93,7 +102,8 @@ def reservoir_scan(
     """The states of rows that go on from `state`; row b runs W * scale[b], and its own input weights if they are given.
 
     `tangents` are multiplied by every Jacobian of the stretch (of the dynamics without Q), not renormalized.  The
-    state after the stretch is `states[:, -1]`.  Raises InputError for shapes or dtypes that do not fit.
+    state after the stretch is `states[:, -1]`.  Runs on up to `torch.get_num_threads()` threads, rows shared out.
+    Differentiable (by the reference).  Raises InputError for shapes or dtypes that do not fit.
 
     >>> from scipy.sparse import csr_array
     >>> matrix = reservoir_matrix(csr_array([[0.0, 2.0], [0.0, 0.0]]), dtype=torch.float64)

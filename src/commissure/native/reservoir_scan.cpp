@@ -229,7 +229,8 @@ class Scan {
         for (; targets == kTile && r + K <= rows; r += K)
             for (int i = 0; i < kTile; i += K) {
                 Wide block[K];
-                for (int n = 0; n < K; ++n) block[n] = *reinterpret_cast<const Loose*>(from + size_t(i + n) * stride + r);
+                const T* corner = from + size_t(i) * stride + r;
+                for (int n = 0; n < K; ++n) block[n] = *reinterpret_cast<const Loose*>(corner + size_t(n) * stride);
                 transpose<T>(block);
                 for (int n = 0; n < K; ++n) *reinterpret_cast<Loose*>(to + size_t(r + n) * apart + i) = block[n];
             }
