@@ -86,7 +86,7 @@ def adjusted_rand_index(a: Int[np.ndarray, " nodes"], b: Int[np.ndarray, " nodes
     table = np.zeros((int(a.max()) + 1, int(b.max()) + 1))
     np.add.at(table, (a, b), 1)
     together, in_a, in_b = (_pairs(counts) for counts in (table, table.sum(1), table.sum(0)))
-    chance = in_a * in_b / max(1.0, _pairs(np.array([len(a)])))
+    chance = in_a * in_b / max(1.0, _pairs(np.array([float(len(a))])))
     most = (in_a + in_b) / 2
     return 1.0 if most == chance else (together - chance) / (most - chance)
 

@@ -103,7 +103,7 @@ class Connectome:
             matrix,
             labels=None if labels is None else tuple(labels),
             levels=tuple(np.asarray(level) for level in levels),
-            coordinates=None if coordinates is None else np.asarray(coordinates),
+            coordinates=None if coordinates is None else np.asarray(coordinates, np.float64),
             tract_lengths=lengths,
             provenance=(provenance,) if provenance else (),
         )
