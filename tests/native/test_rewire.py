@@ -58,6 +58,8 @@ def test_kernel_and_reference_make_the_same_swaps(seed, nodes, density, undirect
     assert swapped.accepted == expected.accepted
     assert swapped.ends.tolist() == expected.ends.tolist()
     assert (ends == before).all()
+    again = swap_edges(np.asfortranarray(ends), labels, key=2 * seed, **options)
+    assert again.ends.tolist() == expected.ends.tolist()
 
 
 def graphs_of(ends: np.ndarray, nodes: int, undirected: bool) -> Iterator[frozenset[tuple[int, int]]]:

@@ -108,34 +108,48 @@ def drop(graph, *edge: str) -> None:
     graph.edges = [e for e in graph.edges if tuple(e) != edge]
 
 
-EDITS = {
-    "lif.r": lambda g: g.nodes["lif"].r.__imul__(2),
-    "lif.tau": lambda g: g.nodes["lif"].tau.__setitem__(0, 1.0),
-    "lif.v_threshold": lambda g: g.nodes["lif"].v_threshold.__setitem__(3, 1.0),
-    "LI.r": lambda g: g.nodes["synapse"].r.__imul__(2),
-    "LI.v_leak": lambda g: g.nodes["trace"].v_leak.__iadd__(1),
-    "time constants to the output": lambda g: g.nodes["trace"].tau.__imul__(2),
-    "shapes of input": lambda g: g.nodes["w"].__setattr__("weight", np.ones((20, 19))),
-    "lif.v_leak": lambda g: [
-        g.nodes["lif"].__setattr__(n, np.ones((20, 1))) for n in ("tau", "r", "v_leak", "v_threshold", "v_reset")
-    ],
-    "nodes": lambda g: g.nodes.__setitem__("delay", nir.Delay(np.ones(20))),
-    "edges from": lambda g: g.edges.append(("trace", "lif")),
-    "edges =": lambda g: drop(g, "lif", "trace"),
-    "time_step": lambda g: g.metadata.clear(),
-    "membrane_time": lambda g: g.nodes["lif"].tau.__imul__(-1),
-    r"bias\[0\]|bias": lambda g: g.nodes["lif"].v_leak.__setitem__(0, np.nan),
-}
+def again(graph) -> None:
+    """A second way from the neurons back to themselves."""
+    graph.nodes |= {"again": graph.nodes["w"], "slow": graph.nodes["synapse"]}
+    graph.edges += [("lif", "again"), ("again", "slow"), ("slow", "lif")]
 
 
-@pytest.mark.parametrize("message", EDITS)
-def test_other_graphs_are_refused_by_name(tmp_path, message, monkeypatch):
+def flat(graph) -> None:
+    """Neurons in rows and columns."""
+    for name in ("tau", "r", "v_leak", "v_threshold", "v_reset"):
+        setattr(graph.nodes["lif"], name, np.ones((20, 1)))
+
+
+EDITS = [
+    ("lif.r", lambda g: g.nodes["lif"].r.__imul__(2)),
+    ("lif.tau", lambda g: g.nodes["lif"].tau.__setitem__(0, 1.0)),
+    ("lif.v_threshold", lambda g: g.nodes["lif"].v_threshold.__setitem__(3, 1.0)),
+    ("LI.r", lambda g: g.nodes["synapse"].r.__imul__(2)),
+    ("LI.v_leak", lambda g: g.nodes["trace"].v_leak.__iadd__(1)),
+    ("time constants to the output", lambda g: g.nodes["trace"].tau.__imul__(2)),
+    ("shapes of input", lambda g: g.nodes["w"].__setattr__("weight", np.ones((20, 19)))),
+    ("lif.v_leak", flat),
+    ("nodes", lambda g: g.nodes.__setitem__("delay", nir.Delay(np.ones(20)))),
+    ("edges from", lambda g: g.edges.append(("trace", "lif"))),
+    ("edges =", lambda g: drop(g, "lif", "trace")),
+    ("edges =", lambda g: g.edges.append(("output", "lif"))),
+    ("edges =", lambda g: g.edges.append(("input", "output"))),
+    ("edges =", again),
+    ("edges =", lambda g: [drop(g, "lif", "trace"), g.edges.append(("input", "trace"))]),
+    ("time_step", lambda g: g.metadata.clear()),
+    ("membrane_time", lambda g: g.nodes["lif"].tau.__imul__(-1)),
+    ("bias", lambda g: g.nodes["lif"].v_leak.__setitem__(0, np.nan)),
+]
+
+
+@pytest.mark.parametrize(("message", "edit"), EDITS)
+def test_other_graphs_are_refused_by_name(tmp_path, message, edit, monkeypatch):
     """Read without the package's own check, so that ours has to find it."""
     path = tmp_path / "net.nir"
-    to_nir(make(), path)
+    to_nir(make(synaptic_rise=0.0) if edit is again else make(), path)
     real = nir.read
     monkeypatch.setattr(nir, "read", lambda p: real(p, type_check=False))
-    changed(path, EDITS[message])
+    changed(path, edit)
     with pytest.raises(InputError, match=message):
         from_nir(path)
 

@@ -20,6 +20,7 @@ import torch
 
 from commissure.core.errors import InputError
 from commissure.experiments.claims import Budget, Context, Outcome, Row
+from commissure.experiments.mesa_in_context import interval_row
 from commissure.experiments.reservoirs_scores import FIRST_SEED, SETTINGS, TASK, effect
 from commissure.report.style import COLORS, figure, to_svg
 from commissure.reservoirs.cells import ModuleInputs
@@ -105,6 +106,10 @@ def _rows(scores: Scores) -> list[Row]:
     for radius, p in zip(RADII, effect(empirical, hierarchical), strict=True):
         key = f"empirical_over_hierarchical_{radius:g}"
         rows.append(Row(key, f"P(connectome > levels kept), radius {radius:g}", float(p)))
+    for i, radius in enumerate(RADII):
+        for key, kind, values in (("levels", "levels kept", hierarchical), ("connectome", "connectome", empirical)):
+            label = f"{kind} minus modules kept, paired, radius {radius:g}"
+            rows.append(interval_row(f"gain_{key}_{radius:g}", label, (values - modular)[:, i]))
     for kind, values in scores.items():
         for radius, median in zip(RADII, np.median(values, 0), strict=True):
             key = f"median_{kind.replace('+', '_')}_{radius:g}"

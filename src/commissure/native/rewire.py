@@ -144,7 +144,7 @@ def anneal_weights(
 
 def _checked_ends(ends: Int64[np.ndarray, "edges 2"], nodes: int, undirected: bool) -> Int64[np.ndarray, "edges 2"]:
     """A copy of edges between different nodes, each there once."""
-    found = np.array(ends, np.int64)
+    found = np.array(ends, np.int64, order="C")
     if found.ndim != 2 or found.shape[1] != 2:
         raise InputError("ends", found.shape, "shape (edges, 2)")
     outside = ((found < 0) | (found >= nodes)).any(1)

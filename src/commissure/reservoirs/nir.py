@@ -168,7 +168,7 @@ def _parts(nir: ModuleType, graph: Any) -> tuple[Any, list[Any], list[Any], list
     refused = {type(n).__name__ for n in graph.nodes.values() if type(n) not in _kinds(nir)}
     if refused or len(lifs) != 1 or len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise InputError("nodes", sorted(type(n).__name__ for n in graph.nodes.values()), wanted)
-    ways: dict[tuple[str, ...], list[Any]] = {}
+    ways: list[tuple[tuple[str, ...], list[Any]]] = []
     visited = 0
     for start in (*graph.inputs, *lifs):
         for _, first in (edge for edge in graph.edges if edge[0] == start):
@@ -182,9 +182,9 @@ def _parts(nir: ModuleType, graph: Any) -> tuple[Any, list[Any], list[Any], list
                 stop = following[0]
             visited += len(way) + 1
             kinds += [type(node).__name__ for node in (*way, graph.nodes[stop])]
-            ways[tuple(kinds)] = way
+            ways.append((tuple(kinds), way))
     found = [
-        [way for kinds, way in ways.items() if kinds in allowed]
+        [way for kinds, way in ways if kinds in allowed]
         for allowed in (
             [("Input", "Linear", "LIF")],
             [("LIF", "Linear", "LI", "LIF"), ("LIF", "Linear", "LI", "LI", "LIF")],
