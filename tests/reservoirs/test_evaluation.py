@@ -23,7 +23,7 @@ from commissure.reservoirs.evaluation_reference import evaluate_reference
 from commissure.reservoirs.io_map import DisconnectedWarning, IOMap
 from commissure.reservoirs.moments import IllConditionedWarning
 from commissure.reservoirs.reservoir import Reservoir
-from commissure.reservoirs.tasks import MemoryCapacity
+from commissure.reservoirs.tasks import MemoryCapacity, Multitask
 from commissure.reservoirs.tasks.data import TaskData
 
 TASK = MemoryCapacity(max_delay=4, length=300, warmup=20)
@@ -104,6 +104,17 @@ def test_two_channels_leak_and_unequal_series(network: Connectome, activation: s
     scores = evaluate(weights, TwoChannels(), dtype=F64, **options)
     assert [len(s.target_scores) for s in scores[:3]] == [2, 1, 2]
     assert_same(scores, evaluate_reference(weights, TwoChannels(), **options), 1e-8)
+
+
+@pytest.mark.parametrize("n_inputs", [2, 4])
+def test_several_tasks_at_once_are_their_literal_loop(network: Connectome, n_inputs: int) -> None:
+    """Readouts of one map with targets of their own, in number too."""
+    task = Multitask(n_inputs=n_inputs, max_delay=3, length=400, warmup=20)
+    modules = [np.arange(4 * i, 4 * i + 4) for i in range(8)]
+    options = {"io": task.io(modules, seed=0), "spectral_radius": 0.8, "penalties": [1e-5, 1e-1]}
+    scores = evaluate(network, task, dtype=F64, **options)
+    assert {len(s.target_scores) for s in scores} == {1, 3}
+    assert_same(scores, evaluate_reference(network, task, **options), 1e-8)
 
 
 def test_scikit_learn_agrees(network: Connectome, io: tuple[IOMap, ...]) -> None:

@@ -55,6 +55,17 @@ def test_several_penalties_are_sklearn_ridge_cv() -> None:
     assert len(chosen) >= 3
 
 
+def test_each_criterion_chooses_by_itself() -> None:
+    """A few rows of large leverage: their own leverages tell leave-one-out what the mean one hides."""
+    x, y = problem(9, noise=10.0)
+    x[:3] *= 30
+    path = ridge_path(x, y, PENALTIES, intercept=False, loo=True)
+    loo, gcv = (PENALTIES[int(path.best(criterion))] for criterion in ("loo", "gcv"))
+    assert loo != gcv
+    assert RidgeReadout(PENALTIES, select="loo").fit(x, y).alpha_ == loo
+    assert RidgeReadout(PENALTIES, select="gcv").fit(x, y).alpha_ == gcv
+
+
 def test_modules_are_readouts_of_their_own() -> None:
     x, y = problem(1, noise=5.0)
     io = IOMap(inputs=([0],), outputs=([1, 2], [5, 3, 4, 9], [6]), targets=([0], [2, 1], [0, 1, 2]))
