@@ -23,6 +23,7 @@ def test_numerical_rank_counts_singular_values_above_the_tolerance():
     left, right = (np.linalg.qr(rng.normal(size=(n, 6)))[0] for n in (40, 20))
     states = (left * 10.0 ** -np.arange(6)) @ right.T
     assert [numerical_rank(states, tolerance=t) for t in (0.5, 0.05, 5e-4, 5e-7)] == [1, 2, 4, 6]
+    assert numerical_rank(1e4 * states, tolerance=0.05) == numerical_rank(1e-4 * states, tolerance=0.05) == 2
     assert numerical_rank(np.zeros((3, 3))) == 0
 
 

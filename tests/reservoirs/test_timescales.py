@@ -79,6 +79,17 @@ def test_undefined_units_are_nan_and_counted():
     assert timescales(np.stack([alternating, constant], 1), method="integrated").n_undefined == 2
 
 
+def test_a_line_that_rises_gives_no_timescale():
+    """Every other step repeats: rho_2 and rho_4 are large, rho_1 and rho_3 are chance, in some units rising."""
+    noise = np.random.default_rng(0).normal(size=(2000, 200))
+    x = lfilter([1.0], [1.0, 0.0, -0.98], noise, axis=0)
+    rho = autocorrelation(lag_products(x, 4))
+    lines = [np.polyfit(range(5), np.log(r), 1)[0] if (r > 0).all() else -1.0 for r in rho.T]
+    rising = np.array(lines) > 0
+    assert rising.any()
+    assert np.isnan(timescales(x, n_lags=4).values[rising]).all()
+
+
 def test_modules_average_their_defined_units():
     x = np.concatenate([autoregressive(2.0, 900, 2), np.zeros((900, 2)), autoregressive(9.0, 900, 2)], 1)
     found = timescales(x)
