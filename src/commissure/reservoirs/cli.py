@@ -23,11 +23,33 @@ app = App(
 )
 
 Flag = Annotated[bool, Parameter(negative="")]
-Json = Annotated[bool, Parameter(name="--json", negative="")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 Whole = Annotated[int, Parameter(converter=whole)]
 Several = Parameter(consume_multiple=True, negative="")
 Orientation = Literal["source_target", "target_source"]
 Preserve = Literal["degree", "degree+modules", "degree+levels"]
+
+_Whole = Parameter(converter=whole)
+_NETWORK = "A file (.npy, .csv, .mat, .graphml, .zip of The Virtual Brain), hcp-s400, or the preset milisav2025."
+_OUTPUTS = "Nodes read in each module; default all for presets, 10 (or the smallest module) for connectomes."
+_INPUTS = "random: one module by seed, each: one after the other; default random for presets, each for connectomes."
+Network = Annotated[str, Parameter(help=_NETWORK)]
+Levels = Annotated[
+    tuple[Whole, ...], Several, Parameter(help="Of a preset: 0 random, 1 flat modules, ...; default the depth.")
+]
+Nulls = Annotated[tuple[Preserve, ...], Several, Parameter(help="Rewired networks to compare with.")]
+Radii = Annotated[tuple[float, ...], Several, Parameter(help="Spectral radii to scale the weights to.")]
+Penalties = Annotated[
+    tuple[float, ...], Several, Parameter(help="Of the ridge regression; the best by generalized cross-validation.")
+]
+Noise = Annotated[tuple[float, ...], Several, Parameter(help="Standard deviations of noise on the states read.")]
+Bits = Annotated[int | None, _Whole, Parameter(help="Precision of the states read, beside full precision.")]
+Inputs = Annotated[Literal["random", "each"] | None, Parameter(help=_INPUTS)]
+Outputs = Annotated[int | None, _Whole, Parameter(help=_OUTPUTS)]
+Rows = Annotated[Orientation | None, Parameter(help="Of a file that is not symmetric: which way its rows point.")]
+Variable = Annotated[str | None, Parameter(help="Of a .mat file with several matrices.")]
+Figure = Annotated[Path | None, Parameter(help="Figure to write (.svg).")]
+Workers = Annotated[int | None, _Whole, Parameter(help="Processes, 0: none but this one; default one a core.")]
 
 _RADII = (0.6, 0.8, 1.0, 1.2, 1.4)
 _PENALTIES = tuple(10.0**k for k in range(-8, 2))  # the readout takes the best by generalized cross-validation
@@ -35,29 +57,29 @@ _PENALTIES = tuple(10.0**k for k in range(-8, 2))  # the readout takes the best 
 
 @app.command(name="eval")
 def evaluate(
-    network: str,
+    network: Network,
     /,
     *,
     task: str = "memory",
-    levels: Annotated[tuple[Whole, ...], Several] = (),
-    nulls: Annotated[tuple[Preserve, ...], Several] = (),
-    radius: Annotated[tuple[float, ...], Several] = _RADII,
+    levels: Levels = (),
+    nulls: Nulls = (),
+    radius: Radii = _RADII,
     gain: float = 1.0,
     leak: float = 1.0,
-    penalty: Annotated[tuple[float, ...], Several] = _PENALTIES,
-    noise: Annotated[tuple[float, ...], Several] = (0.0,),
-    bits: Annotated[int | None, Parameter(converter=whole)] = None,
-    inputs: Literal["random", "each"] | None = None,
-    outputs: Annotated[int | None, Parameter(converter=whole)] = None,
+    penalty: Penalties = _PENALTIES,
+    noise: Noise = (0.0,),
+    bits: Bits = None,
+    inputs: Inputs = None,
+    outputs: Outputs = None,
     length: Whole = 2000,
     delays: Whole = 16,
     lyapunov: Flag = False,
     seeds: Whole = 5,
     seed: Whole = 0,
-    orientation: Orientation | None = None,
-    variable: str | None = None,
-    out: Path | None = None,
-    workers: Annotated[int | None, Parameter(converter=whole)] = None,
+    orientation: Rows = None,
+    variable: Variable = None,
+    out: Figure = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> int:
     """Run a task on a network over spectral radii and seeds; print the mean R² with 95 % intervals over seeds.
@@ -67,30 +89,12 @@ def evaluate(
 
     Parameters
     ----------
-    network
-        A file (.npy, .csv, .mat, .graphml, .zip of The Virtual Brain), hcp-s400, or the preset milisav2025.
     task
         memory, nonlinear, multitask, or a system to forecast: lorenz, mackey_glass, henon, rossler, narma, ...
-    levels
-        Of a preset, side by side: 0 random, 1 flat modules, ... up to its depth; default the depth.
-    nulls
-        Rewired networks to compare with: degree, degree+modules, degree+levels.
-    radius
-        Spectral radii to scale the weights to.
     gain
         Weight of the input.
     leak
         1: no memory in the nodes themselves.
-    penalty
-        Of the ridge regression; the best of several by generalized cross-validation.
-    noise
-        Standard deviations of noise on the states that are read.
-    bits
-        Precision of the states that are read, beside full precision.
-    inputs
-        random: one module by seed, each: one after the other; default random for presets, each for connectomes.
-    outputs
-        Nodes read in each module; default all for presets, 10 (or the smallest module) for connectomes.
     length
         Steps to fit, and as many to score.
     delays
@@ -101,16 +105,6 @@ def evaluate(
         How many; each draws a network (of a preset), a null, inputs and the series.
     seed
         The first.
-    orientation
-        Of a file that is not symmetric: which way its rows point.
-    variable
-        Of a .mat file with several matrices.
-    out
-        Figure to write.
-    workers
-        Processes of one thread each, 0: none but this one; default one a core.
-    as_json
-        Print one JSON object with every seed.
     """
     from commissure.reservoirs.by_name import PRESETS, TaskInputs, models_by_name, task_by_name
     from commissure.reservoirs.sweep import Sweep
@@ -136,16 +130,9 @@ def evaluate(
         found = sweep.run(chosen, store=store, workers=workers)
     if not found.rows:
         return 130
-    rows = [{"network": score.model, **_plain(score)} for score in found.scores()]
-    compared = [] if found.missing or seeds < 2 else _comparisons(found, list(models))
     if out is not None and not found.missing:
-        _draw_scores(out, rows)
-    if as_json:
-        told = {"network": network, "task": task, "rows": rows, "comparisons": _plain(compared)}
-        _print(json.dumps({**told, "missing": found.missing}))
-    else:
-        _print_scores(rows)
-        _print_comparisons(compared)
+        _draw_scores(out, _rows(found))
+    _tell(found, list(models), {"network": network, "task": task}, as_json=as_json)
     return 130 if found.missing else 0
 
 
@@ -310,6 +297,21 @@ def show(
             _print(f"{name:24} {' > '.join(f'{x:.3f}' if isinstance(x, float) else str(x) for x in value) or '-'}")
         else:
             _print(f"{name:24} {value:.6g}" if isinstance(value, float) else f"{name:24} {value}")
+
+
+def _rows(found: Any) -> list[dict[str, Any]]:
+    return [{"network": score.model, **_plain(score)} for score in found.scores()]
+
+
+def _tell(found: Any, names: list[str], about: dict[str, Any], *, as_json: bool) -> None:
+    """Print a sweep; comparisons need every cell and two seeds."""
+    compared = [] if found.missing or len({row.seed for row in found.rows}) < 2 else _comparisons(found, names)
+    if as_json:
+        told = {**about, "rows": _rows(found), "comparisons": _plain(compared), "missing": found.missing}
+        _print(json.dumps(told))
+        return
+    _print_scores(_rows(found))
+    _print_comparisons(compared)
 
 
 def _condition(row: dict[str, Any]) -> str:
