@@ -26,7 +26,9 @@ bench: $(VENV)/.bench
 	OMP_NUM_THREADS=1 $(BIN)/commissure decode bench
 	OMP_NUM_THREADS=1 $(BIN)/commissure mesa bench
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/least_squares.py
+	OMP_NUM_THREADS=1 $(BIN)/commissure reservoirs bench
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hmm_oracle.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reservoirs.py
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
