@@ -44,13 +44,14 @@ def io(network: Connectome) -> tuple[IOMap, ...]:
 
 @dataclass(frozen=True)
 class TwoChannels:
-    """Two inputs; series of different length and warm-up; targets mix both channels."""
+    """Two inputs; series of different warm-up and, by default, length; targets mix both channels."""
 
     n_inputs: int = 2
     n_outputs: int = 3
+    test_length: int = 350
 
     def data(self, seed: int, split: str) -> TaskData:
-        length, warmup = (400, 30) if split == "train" else (350, 17)
+        length, warmup = (400, 30) if split == "train" else (self.test_length, 17)
         u = generator(seed, "two", split).uniform(-1, 1, (length, 2))
         targets = np.stack([np.roll(u[:, 0], 1), np.roll(u[:, 1], 2), u[:, 0] * u[:, 1]], 1)
         return TaskData(u, targets, warmup)
@@ -73,8 +74,8 @@ def test_every_condition_is_its_literal_loop(network: Connectome, io: tuple[IOMa
         "spectral_radius": [0.6, 1.1],
         "input_gain": 0.5,
         "penalties": [1e-6, 1e-3, 1.0],
-        "read_noise": [0.0, 1e-2],
-        "read_bits": [None, 6],
+        "read_noise": [1e-2, 0.0],
+        "read_bits": [6, None],
         "lyapunov": True,
         "seed": 3,
     }
@@ -104,6 +105,12 @@ def test_two_channels_leak_and_unequal_series(network: Connectome, activation: s
     scores = evaluate(weights, TwoChannels(), dtype=F64, **options)
     assert [len(s.target_scores) for s in scores[:3]] == [2, 1, 2]
     assert_same(scores, evaluate_reference(weights, TwoChannels(), **options), 1e-8)
+
+
+def test_series_of_one_length_may_differ_in_warm_up(network: Connectome) -> None:
+    task, io = TwoChannels(test_length=400), IOMap(inputs=([0], [9]), outputs=(np.arange(16, 24),))
+    scores = evaluate(network, task, io=io, dtype=F64)
+    assert_same(scores, evaluate_reference(network, task, io=io), 1e-8)
 
 
 @pytest.mark.parametrize("n_inputs", [2, 4])
