@@ -50,6 +50,21 @@ def test_errors_are_those_of_fits_without_each_row(
         assert distance(ours, theirs) <= 1e-10, name
 
 
+def test_leaving_out_a_row_of_a_wide_problem_subtracts_nothing() -> None:
+    """What remains of a row's leverage is small here: any difference would lose the digits that the case needs."""
+    x, y, weight = problem(166, 3, 20, 0)
+    for penalty in (30.0, 0.05, 1.0):
+        options = {"sample_weight": weight, "loo": True}
+        ours, theirs = (f(x, y, [penalty], **options).loo for f in (ridge_path, ridge_path_reference))
+        assert distance(ours, theirs) <= 1e-12, penalty
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_too_few_rows_to_leave_one_out(n: int) -> None:
+    path = ridge_path(np.ones((n, 3)), np.arange(n), [1.0], loo=True)
+    assert np.isfinite(path.loo).all() == (n == 2)
+
+
 @pytest.mark.parametrize("shape", [(40, 7), (7, 40), (8, 8), (8, 7)])
 @pytest.mark.parametrize("intercept", [True, False])
 def test_eigen_and_singular_paths_agree(shape: tuple[int, int], intercept: bool, monkeypatch) -> None:

@@ -65,8 +65,9 @@ def test_a_small_run_shows_every_row_and_claims_nothing(module: ModuleType, smal
     assert len(outcome.figure) < 200_000
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("module", [reservoirs_connectome, reservoirs_timescales])
-def test_without_the_connectome_nothing_is_run(module: ModuleType, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_connectome_nothing_is_run(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent() -> Connectome:
         raise InputError("COMMISSURE_DATA", "nowhere", "an existing folder")
 

@@ -214,6 +214,29 @@ def test_only_the_radii_that_need_a_factor_get_one(network: Connectome, io: tupl
     assert_same(scores, evaluate_reference(network, TASK, penalties=1e-13, **options), 1e-5)
 
 
+def test_states_halfway_between_levels_take_the_upper_one(network: Connectome, io: tuple[IOMap, ...]) -> None:
+    """Exact zeros of rectified units lie halfway between two levels."""
+    options = {"io": io[0], "activation": "relu", "read_bits": [2, 4], "penalties": 1e-2}
+    scores = evaluate(network, TASK, dtype=F64, **options)
+    assert_same(scores, evaluate_reference(network, TASK, **options), 1e-8)
+
+
+def test_states_beyond_float64_are_named(network: Connectome, io: tuple[IOMap, ...]) -> None:
+    with pytest.raises(DegenerateError, match=r"states of the train series, input map 0, grew beyond"):
+        evaluate(network, TASK, io=io, spectral_radius=1e3, activation="linear", dtype=F64)
+
+
+def test_a_second_pass_keeps_its_radii_apart(network: Connectome, io: tuple[IOMap, ...]) -> None:
+    """Both maps need factors, at other radii: the row of each is looked up, not counted off."""
+    options = {"io": io, "spectral_radius": [0.1, 0.5, 3.0], "dtype": F64, "input_gain": 0.05, "penalties": 1e-13}
+    with pytest.warns(IllConditionedWarning):
+        scores = evaluate(network, TASK, **options)
+    with_factor = {(s.input, s.spectral_radius) for s in scores if s.solver == "factor"}
+    assert with_factor
+    assert len(with_factor) < 6
+    assert_same(scores, evaluate_reference(network, TASK, **options), 1e-5)
+
+
 def test_no_warning_at_a_safe_penalty(network: Connectome, io: tuple[IOMap, ...]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -297,6 +320,8 @@ def test_nothing_given_is_changed(network: Connectome, io: tuple[IOMap, ...]) ->
         ({"io": IOMap(inputs=([0], [1]), outputs=([2],))}, r"^io\[0\]\.inputs = 2: .* task's 1 channels"),
         ({"io": IOMap(inputs=([0],), outputs=([2],), targets=([4],))}, r"^io\[0\]\.targets\[0\] = 4: .* 0 to 3"),
         ({"io": IOMap(inputs=([0],), outputs=([32],))}, r"^n_nodes = 32"),
+        ({"io": "a"}, r"^io\[0\] = 'a': expected an IOMap"),
+        ({"weight_bits": 17}, r"^weight_bits = 17: expected 2 to 16"),
         ({"seed": -1}, r"^seed = -1"),
     ],
 )

@@ -291,6 +291,9 @@ def test_what_cannot_be_sent_is_refused_before_anything_runs() -> None:
         ({"seeds": [0, -1]}, r"^seeds\[1\] = -1"),
         ({"seeds": [0, 0]}, r"^seeds = \[0, 0\]: expected distinct"),
         ({"spectral_radius": ()}, r"^spectral_radius = \(\)"),
+        ({"spectral_radius": 0.8}, r"^spectral_radius = 0\.8: expected several values"),
+        ({"seeds": 3}, r"^seeds = 3: expected several values"),
+        ({"io": 3}, r"^io = 3: expected an IOMap"),
     ],
 )
 def test_bad_sweeps(options: dict, message: str) -> None:

@@ -235,50 +235,61 @@ def ridge_path_from_factor(
 class _Spectrum(NamedTuple):
     """coefficients(penalty) = basis @ (target / (eigenvalues + penalty)).
 
-    Only where the ridge can reach every target as the penalty vanishes: `left`, orthonormal over the samples, and
-    `share`, the leverage of the intercept that `left` still spans.
+    `left`, orthonormal over the samples, only where the ridge can reach every target as the penalty vanishes; the
+    intercept's direction is outside its span.
     """
 
     eigenvalues: Float[Array, " *batch rank"]
     basis: Float[Array, " *batch features rank"]
     target: Float[Array, " *batch rank outputs"]
     left: Float[Array, " samples rank"] | None = None
-    share: Float[Array, " samples"] | None = None
 
 
 def _is_wide(d: _Centered) -> bool:
     return d.x.shape[0] - d.intercept <= d.x.shape[1]
 
 
-def _share(d: _Centered) -> Float[Array, " samples"] | None:
-    return d.weight / d.weight.sum() if d.intercept else None
+def _off_intercept(d: _Centered) -> Float[Array, "samples directions"]:
+    """An orthonormal basis of the samples' space without the direction that centering removed, sqrt(w).
+
+    A Householder reflection: rounding leaves no trace of that direction, whose leverage would else have to be
+    subtracted.  Its pivot is the largest weight, whose row is then free of cancellation too.
+    """
+    if not d.intercept:
+        return np.eye(len(d.x))
+    direction = np.sqrt(d.weight / d.weight.sum())
+    pivot = int(direction.argmax())
+    normal = direction + (np.arange(len(direction)) == pivot)
+    reflection = np.eye(len(direction)) - np.outer(normal, normal) / normal[pivot]  # |normal|^2 = 2 normal[pivot]
+    reflection[pivot] = reflection[:, pivot] = -direction
+    return np.delete(reflection, pivot, axis=1)
 
 
 def _eigen(d: _Centered, penalty: float) -> _Spectrum | None:
     """From the smaller Gram matrix; None where its small eigenvalues are too inexact for this penalty."""
     wide = _is_wide(d)
-    eigenvalues, vectors = np.linalg.eigh(d.x @ d.x.T if wide else d.x.T @ d.x)
-    smallest, largest = max(float(eigenvalues[0]), 0.0), float(eigenvalues[-1])
+    directions = _off_intercept(d) if wide else None
+    x = d.x if directions is None else directions.T @ d.x
+    eigenvalues, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+    smallest, largest = max(float(eigenvalues.min(initial=np.inf)), 0.0), float(eigenvalues.max(initial=0.0))
     if smallest + penalty <= _GRAM_RCOND * (largest + penalty) or (wide and penalty == 0):
         return None
     eigenvalues = np.maximum(eigenvalues, 0.0)
-    if wide:
-        return _Spectrum(eigenvalues, d.x.T @ vectors, vectors.T @ d.y, vectors, _share(d))
+    if directions is not None:
+        return _Spectrum(eigenvalues, x.T @ vectors, vectors.T @ (directions.T @ d.y), directions @ vectors)
     return _Spectrum(eigenvalues, vectors, vectors.T @ (d.x.T @ d.y))
 
 
 def _singular(d: _Centered, penalty: float) -> _Spectrum:
     """From the singular values of x; the exact solution has no component along null directions."""
-    u, s, vt = np.linalg.svd(d.x, full_matrices=False)
+    directions = _off_intercept(d) if _is_wide(d) else None
+    u, s, vt = np.linalg.svd(d.x if directions is None else directions.T @ d.x, full_matrices=False)
     kept = _is_kept(s, d.x.shape, penalty)
-    if not _is_wide(d):
+    if directions is None:
         s = s[kept]
         return _Spectrum(s**2, vt[kept].T, s[:, None] * (u[:, kept].T @ d.y))
-    if d.intercept and kept.sum() == len(u) - 1:  # the one null direction is the intercept's own
-        s, u, vt, share = s[kept], u[:, kept], vt[kept], None
-    else:
-        s, share = np.where(kept, s, 0.0), _share(d)
-    return _Spectrum(s**2, vt.T * s, u.T @ d.y, u, share)
+    s = np.where(kept, s, 0.0)
+    return _Spectrum(s**2, vt.T * s, u.T @ (directions.T @ d.y), directions @ u)
 
 
 def _residual_squares(s: _Spectrum, d: _Centered, penalties: Array) -> Float[Array, "penalties outputs"]:
@@ -299,10 +310,10 @@ def _residual_squares(s: _Spectrum, d: _Centered, penalties: Array) -> Float[Arr
 
 def _mean_slack(s: _Spectrum, d: _Centered, dof: Array, penalties: Array) -> Float[Array, " penalties"]:
     """1 - effective_dof / n, and 0 where that is rounding."""
-    if s.left is None or s.share is not None:
+    if s.left is None:
         slack = 1 - dof / len(d.x)
         return np.where(slack > _EPS * len(d.x), slack, 0.0)
-    return np.mean(penalties[:, None] / (s.eigenvalues + penalties[:, None]), axis=1) * len(s.eigenvalues) / len(d.x)
+    return np.sum(penalties[:, None] / (s.eigenvalues + penalties[:, None]), axis=1) / len(d.x)
 
 
 def _left_out_squares(s: _Spectrum, d: _Centered, penalties: Array) -> Float[Array, "penalties outputs"]:
@@ -314,9 +325,6 @@ def _left_out_squares(s: _Spectrum, d: _Centered, penalties: Array) -> Float[Arr
         residual, slack = scores @ (rest[:, None] * s.target), squares @ rest
         if s.left is None:
             residual, slack = d.y - residual, 1 - slack - (d.weight / d.weight.sum() if d.intercept else 0.0)
-        elif s.share is not None:
-            slack = slack - s.share
-        if s.left is None or s.share is not None:
             slack = np.where(slack > _EPS * len(slack), slack, 0.0)
         sums.append(np.sum(_squared_ratio(residual, slack[:, None]), axis=0))
     return np.stack(sums)

@@ -7,7 +7,7 @@
 |-------------|--------------------------------------------------------------------------------------------|
 | `io`        | where the task enters and which nodes each readout reads; several maps run side by side     |
 | sigma n_t   | `read_noise` times standard normal numbers; equal for every radius and input, so that paired |
-| Q           | the nearest of 2^`read_bits` levels from -1 to 1; None: left out                             |
+| Q           | the nearest of 2^`read_bits` levels from -1 to 1, the upper of two; None: left out          |
 | b           | ridge without an intercept, penalty fixed or by generalized cross-validation               |
 | `score`     | mean R^2 over a readout's targets (`module_r2` averages readouts, then inputs)             |
 | `capacity`  | sum of squared correlations over a readout's targets: Jaeger's memory capacity for delays  |
@@ -167,6 +167,10 @@ def _solve(
     """Every readout by (input map, radius, condition, readout); those beyond the normal equations by a second pass."""
     solved, beyond = {}, {}
     for (i, g, condition), reading in readings.items():
+        for split, sums in reading._asdict().items():
+            if not bool(torch.isfinite(cast(ReadoutMoments, sums).lower).all()):
+                fix = "take a smaller spectral radius or a bounded activation"
+                raise DegenerateError(f"states of the {split} series, input map {i}, grew beyond float64: {fix}")
         bad = cast(ReadoutMoments, reading.train).is_sub_precision(min(penalties)).any(1)
         good = np.flatnonzero(~bad)
         if len(good):
@@ -274,8 +278,9 @@ def _simulation(
         _check_map(f"io[{i}]", each, task)
         each.check(network)
     own = _radius(weights) if any(radius is not None for radius in radii) else 1.0
+    _bits("weight_bits", weight_bits, 2)
     if weight_bits is not None:
-        weights = rounded(weights, whole("weight_bits", weight_bits, 2))
+        weights = rounded(weights, weight_bits)
     gains = [1.0 if radius is None else real("spectral_radius", radius, 0.0) / own for radius in radii]
     return Simulation(
         matrix=reservoir_matrix(weights, dtype=dtype),
@@ -303,9 +308,13 @@ def _conditions(noises: list[float], bits: list[int | None]) -> list[Condition]:
     for i, noise in enumerate(noises):
         real(f"read_noise[{i}]", noise, 0.0)
     for i, number in enumerate(bits):
-        if number is not None and not 1 <= whole(f"read_bits[{i}]", number, 1) <= 16:
-            raise InputError(f"read_bits[{i}]", number, "1 to 16, or None for none")
+        _bits(f"read_bits[{i}]", number, 1)
     return [Condition(float(noise), number) for noise, number in product(noises, bits)]
+
+
+def _bits(name: str, value: int | None, least: int) -> None:
+    if value is not None and whole(name, value, least) > 16:
+        raise InputError(name, value, f"{least} to 16, or None for none")
 
 
 def _check_series(split: Split, data: TaskData) -> None:
@@ -322,6 +331,8 @@ def _check_series(split: Split, data: TaskData) -> None:
 
 
 def _check_map(name: str, io: IOMap, task: Task) -> None:
+    if not isinstance(io, IOMap):
+        raise InputError(name, io, "an IOMap", "IOMap.from_modules(network.modules(), inputs=[0])")
     if io.n_inputs != task.n_inputs:
         raise InputError(f"{name}.inputs", io.n_inputs, f"one array for each of the task's {task.n_inputs} channels")
     for o, columns in enumerate(io.targets or ()):

@@ -93,7 +93,7 @@ def _read(states: Array, bits: int | None) -> Array:
     """The nearest level for every state."""
     if bits is None:
         return states
-    levels = np.linspace(-1, 1, 2**bits)
+    levels = np.linspace(1, -1, 2**bits)  # from above: a state halfway between two takes the upper one
     return levels[np.abs(states[..., None] - levels).argmin(-1)]
 
 

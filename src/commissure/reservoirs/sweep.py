@@ -37,6 +37,7 @@ from commissure.reservoirs.cells import (
 from commissure.reservoirs.compare import Comparison, SweepScore, compare, sweep_scores
 from commissure.reservoirs.connectome import Connectome
 from commissure.reservoirs.inputs import whole
+from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.tasks.data import Task
 from commissure.runs import IsolatedExecutor, RunStore
 
@@ -112,12 +113,16 @@ class Sweep:
         if not self.models:
             raise InputError("models", self.models, "at least one model by name")
         for name in ("spectral_radius", "seeds", "read_noise", "read_bits", "weight_bits"):
+            if not isinstance(getattr(self, name), Sequence | np.ndarray):
+                raise InputError(name, getattr(self, name), "several values, as a list")
             if not len(getattr(self, name)):
                 raise InputError(name, getattr(self, name), "at least one value")
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise InputError(name, getattr(self, name), "distinct values")
         for i, seed in enumerate(self.seeds):
             whole(f"seeds[{i}]", seed, 0)
+        if not (isinstance(self.io, IOMap | Sequence) or callable(self.io)):
+            raise InputError("io", self.io, "an IOMap, several, or a function of the network and the seed")
         for name, model in self.models.items():
             if not (isinstance(model, Connectome) or hasattr(model, "sample") or callable(model)):
                 allowed = "a Connectome, an object with .sample(seed), or a function of the seed"
