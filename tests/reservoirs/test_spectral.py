@@ -138,3 +138,9 @@ def test_same_bits_twice_and_input_left_alone() -> None:
 def test_bad_input(matrix: np.ndarray, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         spectral_radius(matrix)
+
+
+@pytest.mark.parametrize("weights", [[[0, 1j], [1j, 0]], [["1", "2"], ["2", "1"]], 3.0])
+def test_only_matrices_of_real_numbers_have_a_radius(weights: object) -> None:
+    with pytest.raises(InputError, match=r"^weights\.(dtype|shape)"):
+        spectral_radius(weights)

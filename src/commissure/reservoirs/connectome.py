@@ -23,7 +23,7 @@ from scipy.sparse import csr_array, issparse, sparray, spmatrix
 from commissure.core.errors import CommissureWarning, InputError
 from commissure.reservoirs.partitions import checked_levels, groups
 
-__all__ = ["Connectome", "Orientation", "SelfLoopWarning"]
+__all__ = ["Connectome", "Orientation", "SelfLoopWarning", "as_csr"]
 
 Orientation = Literal["source_target", "target_source"]
 Weights = ArrayLike | sparray | spmatrix
@@ -92,8 +92,8 @@ class Connectome:
         """
         if orientation not in ("source_target", "target_source", None):
             raise InputError("orientation", orientation, "'source_target', 'target_source' or None")
-        matrix = _as_csr("weights", weights)
-        lengths = None if tract_lengths is None else _as_csr("tract_lengths", tract_lengths)
+        matrix = as_csr("weights", weights)
+        lengths = None if tract_lengths is None else as_csr("tract_lengths", tract_lengths)
         if orientation is None and not _is_symmetric(matrix):
             fix = "pass 'source_target' if entry [i, j] is the edge from i to j, 'target_source' if it is from j to i"
             raise InputError("orientation", None, "a choice: the matrix is not symmetric", fix)
@@ -160,7 +160,7 @@ class Connectome:
         return self.weights.toarray()
 
 
-def _as_csr(name: str, matrix: Weights) -> csr_array:
+def as_csr(name: str, matrix: Weights) -> csr_array:
     """A square finite matrix as a float64 copy."""
     dense = matrix if issparse(matrix) else np.asarray(matrix)
     if dense.ndim != 2 or dense.shape[0] != dense.shape[1] or not dense.shape[0]:
@@ -179,7 +179,7 @@ def _as_csr(name: str, matrix: Weights) -> csr_array:
 
 def _checked_matrix(name: str, matrix: Weights) -> csr_array:
     """A canonical read-only copy without self-loops and explicit zeros."""
-    csr = _as_csr(name, matrix)
+    csr = as_csr(name, matrix)
     row = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
     loops = (csr.indices == row) & (csr.data != 0)
     if loops.any():

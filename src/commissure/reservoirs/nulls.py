@@ -37,7 +37,7 @@ _STAGES, _PER_EDGE, _COOLING = 60, 10, 0.8
 
 
 class NothingRewiredWarning(CommissureWarning):
-    """No swap could be made: the network is the only one of its kind, or too few were tried."""
+    """No swap could be made: none leads to another network, or too few were tried."""
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ from scipy.sparse import csr_array, sparray
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackError, eigs, eigsh
 
-from commissure.core.errors import InputError
-from commissure.reservoirs.connectome import Connectome
+from commissure.reservoirs.connectome import Connectome, as_csr
 
 __all__ = ["SpectralRadius", "spectral_radius", "spectral_radius_reference"]
 
@@ -78,16 +77,8 @@ def spectral_radius_reference(weights: Connectome | ArrayLike | sparray) -> Spec
 def _checked(weights: Connectome | ArrayLike | sparray) -> csr_array:
     if isinstance(weights, Connectome):
         return weights.weights
-    matrix = csr_array(weights, dtype=np.float64)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.shape[0]:
-        raise InputError("weights.shape", matrix.shape, "a square matrix (n, n)")
-    if not np.isfinite(matrix.data).all():
-        rows, columns = matrix.nonzero()
-        at = int(np.flatnonzero(~np.isfinite(matrix.data))[0])
-        raise InputError(f"weights[{rows[at]}, {columns[at]}]", float(matrix.data[at]), "finite numbers")
-    if not matrix.data.all():
-        matrix = matrix.copy()
-        matrix.eliminate_zeros()
+    matrix = as_csr("weights", weights)
+    matrix.eliminate_zeros()
     return matrix
 
 
