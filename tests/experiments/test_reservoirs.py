@@ -43,7 +43,7 @@ def connectome() -> Connectome:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of 96 nodes and short series."""
     task = MemoryCapacity(max_delay=4, length=150, warmup=20)
-    for module in (reservoirs_scores, reservoirs_connectome, reservoirs_timescales):
+    for module in (reservoirs_scores, reservoirs_timescales):
         monkeypatch.setattr(module, "TASK", task)
     for module in (reservoirs_hierarchy, reservoirs_noise, reservoirs_timescales):
         monkeypatch.setattr(module, "block_model", block_model)

@@ -12,23 +12,19 @@ Protocol: bioRxiv 2025.06.20.660760.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from commissure.core.errors import InputError
 from commissure.experiments.claims import Budget, Context, Outcome, Row
 from commissure.experiments.mesa_in_context import interval_row
-from commissure.experiments.reservoirs_scores import FIRST_SEED, SETTINGS, TASK, effect
+from commissure.experiments.reservoirs_scores import FIRST_SEED, SETTINGS, effect, memory
 from commissure.report.style import COLORS, figure, to_svg
 from commissure.reservoirs.cells import ModuleInputs
 from commissure.reservoirs.communities import louvain_hierarchy
 from commissure.reservoirs.connectome import Connectome
 from commissure.reservoirs.datasets import hcp_s400
-from commissure.reservoirs.evaluation import evaluate, module_r2
-from commissure.reservoirs.moments import IllConditionedWarning
 from commissure.reservoirs.nulls import Preserve, rewire
 
 __all__ = ["NULLS", "networks", "run", "with_modules"]
@@ -77,20 +73,8 @@ def networks(original: Connectome, seed: int) -> Iterator[tuple[str, Connectome]
 
 def _memory(network: Connectome, seed: int) -> np.ndarray:
     n_outputs = min(10, *(len(module) for module in network.modules()))
-    setting = SETTINGS["inferred"]
-    with warnings.catch_warnings():  # the published penalty is too small for some Gram matrices: solved from states
-        warnings.simplefilter("ignore", IllConditionedWarning)
-        scores = evaluate(
-            network,
-            TASK,
-            io=ModuleInputs(which="each", n_outputs=n_outputs)(network, seed),
-            spectral_radius=RADII,
-            input_gain=setting.input_gain,
-            penalties=setting.penalty,
-            seed=seed,
-            dtype=torch.float64,
-        )
-    return np.array([row.score for row in module_r2(scores)])
+    io, (gain, penalty, _) = ModuleInputs(which="each", n_outputs=n_outputs)(network, seed), SETTINGS["inferred"]
+    return memory(network, seed, io=io, radii=RADII, input_gain=gain, penalties=penalty)[0.0, None]
 
 
 def _rows(scores: Scores) -> list[Row]:
