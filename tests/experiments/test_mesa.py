@@ -14,7 +14,7 @@ from torch import Tensor
 from commissure.core.lsq import ridge
 from commissure.experiments import mesa_compute_curve, mesa_in_context, mesa_recall, mesa_speed
 from commissure.experiments.claims import CLAIMS, Context, Outcome
-from commissure.experiments.mesa_in_context import errors, interval_row, regression
+from commissure.experiments.mesa_in_context import errors, regression
 from commissure.experiments.mesa_recall import Pairs, accuracy, answers, draw, tuned
 from commissure.mesa.bench import CONTENDERS, OURS
 from commissure.native import backend
@@ -204,11 +204,3 @@ def test_speed_misses_on_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None
 def test_speed_needs_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mesa_speed, "mesa_kernel_available", lambda: False)
     assert run(mesa_speed).verdict == "NOT RUN"
-
-
-def test_one_seed_has_no_interval() -> None:
-    assert interval_row("a", "a", np.array([2.0])).low is None
-    row = interval_row("a", "a", np.array([1.0, 3.0]))
-    assert row.value == 2.0
-    assert row.low is not None
-    assert row.low < 1.0

@@ -86,8 +86,3 @@ def test_networks_without_a_hierarchy_miss_the_gates(small: None, monkeypatch: p
         monkeypatch.setattr(module, "block_model", random_model)
         monkeypatch.setattr(module, "_SEEDS", {"smoke": 12})
         assert run(module).verdict == "MISS"
-
-
-def test_an_effect_is_the_share_of_pairs() -> None:
-    a, b = np.array([[1.0, 5.0], [2.0, 5.0]]), np.array([[0.0, 5.0], [1.5, 6.0]])
-    assert reservoirs_scores.effect(a, b).tolist() == [0.75, 0.25]

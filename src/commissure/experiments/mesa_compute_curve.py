@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from commissure.experiments.claims import Budget, Context, Outcome, Row
-from commissure.experiments.mesa_in_context import Regression, errors, interval_row, regression
+from commissure.experiments.mesa_in_context import Regression, errors, regression
+from commissure.experiments.rows import interval_row
 from commissure.nn.mesa import MesaOutput, mesa_attention
 from commissure.report.style import COLORS, figure, to_svg
 

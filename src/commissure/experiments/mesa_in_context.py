@@ -18,14 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from commissure.core.rng import spawn, torch_generator
-from commissure.core.stats import mean_interval
 from commissure.experiments.claims import Budget, Context, Outcome, Row
+from commissure.experiments.rows import interval_row
 from commissure.nn.delta import delta_rule
 from commissure.nn.linear_attention import gated_linear_attention
 from commissure.nn.mesa import mesa_attention
 from commissure.report.style import COLORS, figure, to_svg
 
-__all__ = ["KINDS", "Regression", "errors", "interval_row", "regression", "run"]
+__all__ = ["KINDS", "Regression", "errors", "regression", "run"]
 
 KINDS = ("isotropic", "power_law")
 DIM, TIME, SEQUENCES, AT = 32, 128, 64, (16, 32, 64, 128)
@@ -122,14 +122,6 @@ def _rows(curves: dict[str, dict[str, np.ndarray]]) -> list[Row]:
                 label = f"{name}: error at t = {t}, {kind.replace('_', ' ')} keys"
                 rows.append(interval_row(f"{_KEYS[name]}_{kind}_{t}", label, values[:, t - 1]))
     return rows
-
-
-def interval_row(key: str, label: str, values: Float[np.ndarray, " seeds"], unit: str = "", note: str = "") -> Row:
-    """Mean over the seeds and its interval, which one seed does not have."""
-    if len(values) < 2:
-        return Row(key, label, float(values[0]), unit=unit, note=note)
-    interval = mean_interval(values)
-    return Row(key, label, interval.estimate, interval.low, interval.high, unit, note=note)
 
 
 def _figure(curves: dict[str, dict[str, np.ndarray]]) -> str:

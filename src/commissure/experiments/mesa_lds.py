@@ -22,7 +22,7 @@ from torch import nn
 from commissure.core.mixer import SequenceMixer
 from commissure.core.rng import spawn
 from commissure.experiments.claims import Budget, Context, Outcome, Row
-from commissure.experiments.mesa_in_context import interval_row
+from commissure.experiments.rows import interval_row
 from commissure.mesa.fit import FitConfig, fit
 from commissure.mesa.model import ModelConfig
 from commissure.mesa.tasks import LinearSystem

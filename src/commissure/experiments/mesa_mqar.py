@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from commissure.experiments.claims import Budget, Context, Outcome, Row
-from commissure.experiments.mesa_in_context import interval_row
+from commissure.experiments.rows import interval_row
 from commissure.mesa.fit import FitConfig, FitResult, fit
 from commissure.mesa.tasks import MQAR
 from commissure.report.style import COLORS, figure, to_svg

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 
 from commissure.core.rng import spawn, torch_generator
 from commissure.experiments.claims import Budget, Context, Outcome, Row
-from commissure.experiments.mesa_in_context import interval_row
+from commissure.experiments.rows import interval_row
 from commissure.nn.delta import delta_rule
 from commissure.nn.linear_attention import gated_linear_attention
 from commissure.nn.mesa import mesa_attention

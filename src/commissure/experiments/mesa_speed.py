@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from commissure.experiments.claims import Budget, Context, Outcome, Row
-from commissure.experiments.mesa_in_context import interval_row
+from commissure.experiments.rows import interval_row
 from commissure.mesa.bench import OURS, RIVAL, DecodeRow, KernelRow, LayerRow, bench_decode, bench_kernel, bench_layer
 from commissure.native.mesa import mesa_kernel_available
 from commissure.report.style import COLORS, figure, to_svg

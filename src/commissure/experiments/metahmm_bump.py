@@ -21,7 +21,7 @@ import torch
 
 from commissure.core.rng import generator, spawn
 from commissure.experiments.claims import Budget, Context, Outcome, Row
-from commissure.experiments.mesa_in_context import interval_row
+from commissure.experiments.rows import interval_row
 from commissure.metahmm import MetaHMM
 from commissure.metahmm.divergence import ENTROPY_EDGES, PointwiseDivergence, pointwise_divergence
 from commissure.metahmm.fit import FitConfig, fit, implicit_stack

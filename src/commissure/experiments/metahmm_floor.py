@@ -20,7 +20,7 @@ from torch import Tensor
 
 from commissure.core.rng import generator
 from commissure.experiments.claims import FLOOR, Budget, Context, Outcome, Row
-from commissure.experiments.mesa_in_context import interval_row
+from commissure.experiments.rows import interval_row
 from commissure.metahmm import MetaHMM
 from commissure.metahmm.conditional import ExactConditional
 from commissure.metahmm.divergence import pointwise_divergence

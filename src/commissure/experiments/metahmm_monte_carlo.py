@@ -19,9 +19,9 @@ from __future__ import annotations
 import numpy as np
 
 from commissure.experiments.claims import Budget, Context, Outcome, Row
-from commissure.experiments.mesa_in_context import interval_row
 from commissure.experiments.metahmm_contenders import CHOSEN, DIM, NARROW, STEPS, World, implicit, stack, world
 from commissure.experiments.metahmm_mixtures import BANDS, FEW, N_SAMPLES, contenders, cost, evaluate
+from commissure.experiments.rows import interval_row
 from commissure.report.style import COLORS, figure, to_svg
 
 __all__ = ["rival_width", "run"]

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from commissure.experiments.claims import Budget, Context, Outcome, Row
-from commissure.experiments.mesa_in_context import interval_row
 from commissure.experiments.metahmm_peer import peer_seconds
+from commissure.experiments.rows import interval_row
 from commissure.metahmm import MetaHMM
 from commissure.metahmm.bench import DENSE, OURS, PRUNED, SCAN, bench_oracle, bench_sampler
 from commissure.metahmm.oracle import BayesOracle

@@ -18,8 +18,8 @@ import numpy as np
 
 from commissure.core.errors import InputError
 from commissure.experiments.claims import Budget, Context, Outcome, Row
-from commissure.experiments.mesa_in_context import interval_row
-from commissure.experiments.reservoirs_scores import FIRST_SEED, SETTINGS, effect, memory
+from commissure.experiments.reservoirs_scores import FIRST_SEED, SETTINGS, memory
+from commissure.experiments.rows import effect_row, interval_row
 from commissure.report.style import COLORS, figure, to_svg
 from commissure.reservoirs.cells import ModuleInputs
 from commissure.reservoirs.communities import louvain_hierarchy
@@ -78,20 +78,20 @@ def _memory(network: Connectome, seed: int) -> np.ndarray:
 
 
 def _rows(scores: Scores) -> list[Row]:
-    empirical, hierarchical, modular, degree = (scores[kind] for kind in ("connectome", *NULLS))
-    at_10, at_12 = effect(empirical, modular)[[RADII.index(1.0), RADII.index(1.2)]]
-    levels, modules = effect(hierarchical, modular).min(), effect(modular, degree).min()
+    empirical, levels, modular, degree = (scores[kind] for kind in ("connectome", *NULLS))
     rows = [
-        Row("hierarchical_over_modular", "P(levels kept > modules kept), least over radii", float(levels)),
-        Row("modular_over_degree", "P(modules kept > degrees kept), least over radii", float(modules)),
-        Row("empirical_over_modular_10", "P(connectome > modules kept), radius 1", float(at_10)),
-        Row("empirical_over_modular_12", "P(connectome > modules kept), radius 1.2", float(at_12)),
+        effect_row("hierarchical_over_modular", "P(levels kept > modules kept), least over radii", levels, modular),
+        effect_row("modular_over_degree", "P(modules kept > degrees kept), least over radii", modular, degree),
     ]
-    for radius, p in zip(RADII, effect(empirical, hierarchical), strict=True):
-        key = f"empirical_over_hierarchical_{radius:g}"
-        rows.append(Row(key, f"P(connectome > levels kept), radius {radius:g}", float(p)))
+    for radius in (1.0, 1.2):
+        at, key = [RADII.index(radius)], f"empirical_over_modular_{10 * radius:.0f}"
+        label = f"P(connectome > modules kept), radius {radius:g}"
+        rows.append(effect_row(key, label, empirical[:, at], modular[:, at]))
     for i, radius in enumerate(RADII):
-        for key, kind, values in (("levels", "levels kept", hierarchical), ("connectome", "connectome", empirical)):
+        key, label = f"empirical_over_hierarchical_{radius:g}", f"P(connectome > levels kept), radius {radius:g}"
+        rows.append(effect_row(key, label, empirical[:, [i]], levels[:, [i]]))
+    for i, radius in enumerate(RADII):
+        for key, kind, values in (("levels", "levels kept", levels), ("connectome", "connectome", empirical)):
             label = f"{kind} minus modules kept, paired, radius {radius:g}"
             rows.append(interval_row(f"gain_{key}_{radius:g}", label, (values - modular)[:, i]))
     for kind, values in scores.items():

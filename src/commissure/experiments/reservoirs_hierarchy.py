@@ -14,7 +14,8 @@ import numpy as np
 
 from commissure.core.stats import paired_bootstrap, wilcoxon
 from commissure.experiments.claims import Budget, Context, Outcome, Row
-from commissure.experiments.reservoirs_scores import FIRST_SEED, RADII, SETTINGS, block_model, effect, memory
+from commissure.experiments.reservoirs_scores import FIRST_SEED, RADII, SETTINGS, block_model, memory
+from commissure.experiments.rows import effect_row
 from commissure.report.style import COLORS, figure, to_svg
 
 __all__ = ["run"]
@@ -47,20 +48,19 @@ def _rows(scores: Scores) -> list[Row]:
     below = np.array(RADII) <= 1
     peak = RADII[int(np.median(l3, 0).argmax())]
     rows = [
-        Row("inferred_l3_over_l1", "P(L3 > L1), least over radii", float(effect(l3, l1).min())),
-        Row("inferred_l3_over_l2", "P(L3 > L2), least over radii", float(effect(l3, l2).min())),
+        effect_row("inferred_l3_over_l1", "P(L3 > L1), least over radii", l3, l1),
+        effect_row("inferred_l3_over_l2", "P(L3 > L2), least over radii", l3, l2),
         Row("inferred_peak", "radius of the best median score, L3", peak),
-        Row(
-            "gain1_l3_over_l1", "P(L3 > L1), input gain 1, least over radii up to 1", float(effect(g3, g1)[below].min())
+        effect_row(
+            "gain1_l3_over_l1", "P(L3 > L1), input gain 1, least over radii up to 1", g3[:, below], g1[:, below]
         ),
-        Row("gain1_l3_over_l1_above", "P(L3 > L1), input gain 1, least above 1", float(effect(g3, g1)[~below].min())),
-        Row("gain1_l3_over_l2", "P(L3 > L2), input gain 1, least over radii", float(effect(g3, g2).min())),
+        effect_row("gain1_l3_over_l1_above", "P(L3 > L1), input gain 1, least above 1", g3[:, ~below], g1[:, ~below]),
+        effect_row("gain1_l3_over_l2", "P(L3 > L2), input gain 1, least over radii", g3, g2),
     ]
     d1, d3 = scores["default"][0], scores["default"][2]
-    for radius, p in zip(RADII, effect(d3, d1), strict=True):
-        rows.append(
-            Row(f"default_l3_over_l1_{radius:g}", f"P(L3 > L1), program's defaults, radius {radius:g}", float(p))
-        )
+    for i, radius in enumerate(RADII):
+        label = f"P(L3 > L1), program's defaults, radius {radius:g}"
+        rows.append(effect_row(f"default_l3_over_l1_{radius:g}", label, d3[:, [i]], d1[:, [i]]))
     at = RADII.index(0.8)
     if len(l3) > 1:
         gain = paired_bootstrap(l3[:, at], l1[:, at], seed=0)

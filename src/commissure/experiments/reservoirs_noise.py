@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from commissure.experiments.claims import Budget, Context, Outcome, Row
-from commissure.experiments.reservoirs_scores import FIRST_SEED, RADII, SETTINGS, block_model, effect, memory
+from commissure.experiments.reservoirs_scores import FIRST_SEED, RADII, SETTINGS, block_model, memory
+from commissure.experiments.rows import effect_row
 from commissure.report.style import COLORS, figure, to_svg
 from commissure.reservoirs.connectome import Connectome
 from commissure.reservoirs.nulls import rewire
@@ -73,27 +74,31 @@ def _scores(network: Connectome, seed: int) -> Iterable[tuple[str, np.ndarray]]:
 
 
 def _rows(scores: Scores) -> list[Row]:
-    def p(condition: str, a: str, b: str, *radii: float) -> np.ndarray:
-        found = effect(scores[condition][a], scores[condition][b])
-        return found[[RADII.index(radius) for radius in radii or RADII]]
+    def pair(a: str, b: str, *conditions: str, radii: tuple[float, ...] = RADII) -> tuple[np.ndarray, np.ndarray]:
+        at = [RADII.index(radius) for radius in radii]
+        x, y = (np.concatenate([scores[name][kind][:, at] for name in conditions], axis=1) for kind in (a, b))
+        return x, y
 
-    noisy = np.concatenate([p(name, "L1", "random") for name in ("noise 1e-3", "noise 1e-2")])
-    fine, coarse = p("noise 1e-3", "L3", "random", 0.8, 1.0), p("noise 1e-2", "L3", "random", 1.0, 1.2, 1.4)
-    gated = [
-        ("clean_l3_over_l1", "P(L3 > L1), clean, least over radii", p("clean", "L3", "L1").min()),
-        ("clean_l3_over_random", "P(L3 > random), clean, least over radii", p("clean", "L3", "random").min()),
-        ("clean_l3_over_rewired", "P(L3 > rewired), clean, least over radii", p("clean", "L3", "rewired").min()),
-        ("fine_l3_over_random", "P(L3 > random), noise 1e-3, least of .8, 1", fine.min()),
-        ("bits_l3_over_random", "P(L3 > random), 8-bit, least of .8, 1", p("8-bit", "L3", "random", 0.8, 1.0).min()),
-        ("coarse_l3_over_random_10", "P(L3 > random), noise 1e-2, radius 1", coarse[0]),
-        ("coarse_l3_over_random_above", "P(L3 > random), noise 1e-2, most of 1.2, 1.4", coarse[1:].max()),
-        ("noisy_l1_over_random", "P(L1 > random), noise 1e-3 and 1e-2, most over radii", noisy.max()),
+    fine, bits = (pair("L3", "random", name, radii=(0.8, 1.0)) for name in ("noise 1e-3", "8-bit"))
+    at_1, above = (pair("L3", "random", "noise 1e-2", radii=radii) for radii in ((1.0,), (1.2, 1.4)))
+    noisy = pair("L1", "random", "noise 1e-3", "noise 1e-2")
+    most = "P(L3 > random), noise 1e-2, most of 1.2, 1.4"
+    rows = [
+        effect_row("clean_l3_over_l1", "P(L3 > L1), clean, least over radii", *pair("L3", "L1", "clean")),
+        effect_row("clean_l3_over_random", "P(L3 > random), clean, least over radii", *pair("L3", "random", "clean")),
+        effect_row(
+            "clean_l3_over_rewired", "P(L3 > rewired), clean, least over radii", *pair("L3", "rewired", "clean")
+        ),
+        effect_row("fine_l3_over_random", "P(L3 > random), noise 1e-3, least of .8, 1", *fine),
+        effect_row("bits_l3_over_random", "P(L3 > random), 8-bit, least of .8, 1", *bits),
+        effect_row("coarse_l3_over_random_10", "P(L3 > random), noise 1e-2, radius 1", *at_1),
+        effect_row("coarse_l3_over_random_above", most, *above, over=np.max),
+        effect_row("noisy_l1_over_random", "P(L1 > random), noise 1e-3 and 1e-2, most over radii", *noisy, over=np.max),
     ]
-    rows = [Row(key, label, float(value)) for key, label, value in gated]
     for name in CONDITIONS:
-        for radius, value in zip(RADII, p(name, "L3", "random"), strict=True):
-            key = f"l3_over_random_{name.replace(' ', '_')}_{radius:g}"
-            rows.append(Row(key, f"P(L3 > random), {name}, radius {radius:g}", float(value)))
+        for radius in RADII:
+            key, label = f"l3_over_random_{name.replace(' ', '_')}_{radius:g}", f"{name}, radius {radius:g}"
+            rows.append(effect_row(key, f"P(L3 > random), {label}", *pair("L3", "random", name, radii=(radius,))))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""What the reservoir claims share: networks of eight modules, their settings, the memory of one, effects between them.
+"""What the reservoir claims share: networks of eight modules, their settings, the memory of one.
 
 Every network of one seed has the same input series and the same driven module, so networks are compared in pairs.  The
 seeds are not those with which the gates were chosen.
@@ -14,17 +14,16 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from commissure.core.rng import generator
-from commissure.core.stats import common_language_effect_size
 from commissure.reservoirs.block_model import HierarchicalSBM
 from commissure.reservoirs.block_tree import BlockTree
+from commissure.reservoirs.cells import ModuleInputs
 from commissure.reservoirs.connectome import Connectome
 from commissure.reservoirs.evaluation import evaluate, module_r2
 from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.moments import IllConditionedWarning
 from commissure.reservoirs.tasks import MemoryCapacity
 
-__all__ = ["FIRST_SEED", "RADII", "SETTINGS", "TASK", "Setting", "block_model", "effect", "memory"]
+__all__ = ["FIRST_SEED", "RADII", "SETTINGS", "TASK", "Setting", "block_model", "memory"]
 
 RADII = (0.6, 0.8, 1.0, 1.2, 1.4)
 FIRST_SEED = 100
@@ -67,9 +66,7 @@ def memory(
 
     Without `io` one module of the network, drawn by `seed`, is driven, and every other one read.
     """
-    if io is None:
-        modules = network.modules()
-        io = [IOMap.from_modules(modules, inputs=[int(generator(seed, "driven module").integers(len(modules)))])]
+    io = io or ModuleInputs()(network, seed)
     with warnings.catch_warnings():  # the published penalty is too small for some Gram matrices: solved from states
         warnings.simplefilter("ignore", IllConditionedWarning)
         scores = evaluate(
@@ -88,8 +85,3 @@ def memory(
     for row in module_r2(scores):
         found.setdefault((row.read_noise, row.read_bits), []).append(row.score)
     return {condition: np.array(values) for condition, values in found.items()}
-
-
-def effect(a: Float[np.ndarray, "seeds radii"], b: Float[np.ndarray, "seeds radii"]) -> Float[np.ndarray, " radii"]:
-    """Probability that a network of `a` scores above one of `b`, at every radius."""
-    return np.array([common_language_effect_size(*pair) for pair in zip(a.T, b.T, strict=True)])

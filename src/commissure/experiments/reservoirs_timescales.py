@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float, Int
 
 from commissure.core.errors import InputError
-from commissure.core.rng import generator
 from commissure.experiments.claims import Budget, Context, Outcome, Row
-from commissure.experiments.mesa_in_context import interval_row
 from commissure.experiments.reservoirs_connectome import NULLS, networks, with_modules
-from commissure.experiments.reservoirs_scores import FIRST_SEED, SETTINGS, TASK, block_model, effect
+from commissure.experiments.reservoirs_scores import FIRST_SEED, SETTINGS, TASK, block_model
+from commissure.experiments.rows import effect_row, interval_row
 from commissure.native.reservoir import reservoir_matrix, reservoir_scan
 from commissure.report.style import COLORS, figure, to_svg
+from commissure.reservoirs.cells import ModuleInputs
 from commissure.reservoirs.connectome import Connectome
 from commissure.reservoirs.datasets import meg_timescales
 from commissure.reservoirs.spectral import spectral_radius
@@ -57,8 +57,8 @@ def run(ctx: Context) -> Outcome:
                 found["low"][i], found["high"][i] = np.nanpercentile(tau, [2.5, 97.5])
         for level in LEVELS:
             model = block_model(level, prune=SETTINGS["inferred"].prune).sample(seed)
-            driven = model.modules()[generator(seed, "driven module").integers(8)]
-            spread[f"L{level}"][i] = np.nanstd(timescale_map(model, [driven], radius=1.0, seed=seed))
+            driven = ModuleInputs()(model, seed)[0].inputs
+            spread[f"L{level}"][i] = np.nanstd(timescale_map(model, driven, radius=1.0, seed=seed))
         ctx.progress((i + 1) / n_seeds, f"seed {seed}: Spearman {found['connectome'][i]:.3f}")
     rows = _rows(found, spread)
     data = "real: HCP group consensus and MEG, 400 regions; sampled networks"
@@ -101,8 +101,8 @@ def _rows(found: Found, spread: Found) -> list[Row]:
     for name, null in names.items():
         label = f"Spearman, connectome minus {null}, paired"
         rows.append(interval_row(f"over_{name}", label, empirical - found[null]))
-    p = effect(spread["L3"][:, None], spread["L1"][:, None])[0]
-    rows.append(Row("spread_l3_over_l1", "P(spread of tau, L3 > L1), radius 1", float(p)))
+    label = "P(spread of tau, L3 > L1), radius 1"
+    rows.append(effect_row("spread_l3_over_l1", label, spread["L3"][:, None], spread["L1"][:, None]))
     for name, null in names.items():
         rows.append(interval_row(f"null_{name}", f"Spearman of tau and MEG, {null}", found[null]))
     for level, values in spread.items():

@@ -69,7 +69,7 @@ class ModuleInputs:
         """The maps of a network."""
         modules = network.modules(self.level)
         if self.which == "random":
-            inputs = [int(generator(seed, "input module").integers(len(modules)))]
+            inputs = [int(generator(seed, "driven module").integers(len(modules)))]
         elif self.which == "each":
             inputs = list(range(len(modules)))
         elif isinstance(self.which, str) or not self.which:
