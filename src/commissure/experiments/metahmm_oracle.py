@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from commissure.experiments.claims import Budget, Context, Outcome, Row
-from commissure.experiments.metahmm_peer import peer_seconds
+from commissure.experiments.metahmm_peer import peer_gain
 from commissure.experiments.rows import interval_row
 from commissure.metahmm import MetaHMM
 from commissure.metahmm.bench import DENSE, OURS, PRUNED, SCAN, bench_oracle, bench_sampler
@@ -84,7 +84,7 @@ def _times(seed: int, turns: int) -> dict[str, float]:
     sampled = {row.contender: row.ratio.median for row in bench_sampler(PRESET, seed=seed, repeats=turns)}
     return {
         "scan": timed[SCAN].gain.median,
-        "peer": peer_seconds(PRESET, seed=seed, length=LENGTH, turns=turns) / ours,
+        "peer": peer_gain(PRESET, seed=seed, length=LENGTH, n_sequences=N_TIMED, turns=turns),
         "dense": timed[DENSE].gain.median,
         "seconds": WANTED * ours,
         "seconds_pruned": WANTED * timed[PRUNED].seconds.median,

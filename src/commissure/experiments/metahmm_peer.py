@@ -6,7 +6,6 @@ over as many tasks at once as is fastest.  Those packages themselves: `benchmark
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -17,29 +16,36 @@ from torch import Tensor
 
 from commissure.core.errors import CommissureError
 from commissure.metahmm import MetaHMM
+from commissure.metahmm.bench import alternate
 from commissure.metahmm.oracle import BayesOracle
 
-__all__ = ["filter_tasks", "peer_seconds"]
+__all__ = ["filter_tasks", "peer_gain"]
 
 N_TASKS = (128, 512, 2048)
 
 
-def peer_seconds(preset: str, *, seed: int, length: int, turns: int) -> float:
-    """Seconds a sequence over all tasks of the fastest batch size; likelihoods equal to the oracle's evidence first."""
+def peer_gain(preset: str, *, seed: int, length: int, n_sequences: int, turns: int) -> float:
+    """Seconds a sequence of the fastest batch size over the oracle's for `n_sequences`, in turns, median over them.
+
+    Likelihoods are equal to the oracle's evidence first.
+    """
     env = MetaHMM.from_preset(preset, seed=seed)
-    tokens = env.sample([seed % env.n_tasks], length, seed=seed).tokens
+    tokens = env.sample(torch.arange(n_sequences) * (env.n_tasks // n_sequences), length, seed=seed).tokens
     ids = torch.arange(4)
     log_lik = filter_tasks(env.initial, env.transition_matrix(ids), env.emission_matrix(ids), tokens[0])
-    want = [BayesOracle(env, tasks=[i])(tokens).log_evidence[0, -1] for i in ids.tolist()]
+    want = [BayesOracle(env, tasks=[i])(tokens[:1]).log_evidence[0, -1] for i in ids.tolist()]
     if not torch.allclose(log_lik, torch.stack(want), rtol=1e-9):
         raise CommissureError(f"the peer's likelihoods {log_lik.tolist()} differ from {want}")
-    spent = []
-    for n_tasks in N_TASKS:
-        ids = torch.arange(min(n_tasks, env.n_tasks))
+    sizes = [min(n_tasks, env.n_tasks) for n_tasks in N_TASKS]
+    oracle = BayesOracle(env, dtype=torch.float32)
+    contenders: list[Callable[[], object]] = [lambda: oracle(tokens)]
+    for n_tasks in sizes:
+        ids = torch.arange(n_tasks)
         transition, emission = env.transition_matrix(ids).float(), env.emission_matrix(ids).float()
-        each = _seconds(partial(filter_tasks, env.initial.float(), transition, emission, tokens[0]), turns)
-        spent.append(each * env.n_tasks / len(ids))
-    return min(spent)
+        contenders.append(partial(filter_tasks, env.initial.float(), transition, emission, tokens[0]))
+    ours, *spent = alternate(contenders, turns)
+    each = [seconds * env.n_tasks / n_tasks for seconds, n_tasks in zip(spent, sizes, strict=True)]
+    return float(min(np.median(seconds / (ours / n_sequences)) for seconds in each))
 
 
 def filter_tasks(
@@ -57,12 +63,3 @@ def filter_tasks(
         total = total + evidence[:, 0, 0].log()
         belief = torch.bmm(joint / evidence, transition)
     return total
-
-
-def _seconds(call: Callable[[], object], turns: int) -> float:
-    spent = []
-    for _ in range(turns + 1):
-        start = time.thread_time()
-        call()
-        spent.append(time.thread_time() - start)
-    return float(np.median(spent[1:]))

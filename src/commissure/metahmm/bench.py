@@ -30,7 +30,7 @@ from commissure.metahmm.oracle_reference import dense_reference
 from commissure.metahmm.rivals import forward_batched, scan_reference
 from commissure.metahmm.sample import sample_reference
 
-__all__ = ["OracleRow", "SamplerRow", "Spread", "bench_oracle", "bench_sampler", "multiplications"]
+__all__ = ["OracleRow", "SamplerRow", "Spread", "alternate", "bench_oracle", "bench_sampler", "multiplications"]
 
 OURS, PRUNED, DENSE, SCAN = "oracle", "oracle, pruned 1e-8", "dense batched forward", "S x S associative scan"
 SCAN_TASKS = 48  # tasks of the scan that are timed: its messages take 154 MB at 200 tokens in float32
@@ -109,7 +109,7 @@ def bench_oracle(
         DENSE: (lambda: forward_batched(initial, transitions, emissions, tokens[0]), 1),
         SCAN: (lambda: scan_reference(*own, tokens[0]), n_scan / env.n_tasks),
     }
-    spent = _alternate([*(call for call, _ in contenders.values()), lambda: square @ square], repeats)
+    spent = alternate([*(call for call, _ in contenders.values()), lambda: square @ square], repeats)
     each = {name: row / units for row, (name, (_, units)) in zip(spent, contenders.items(), strict=False)}
     floor = float(np.median(spent[-1])) / 256**3 * multiplications(env) * length
     return [
@@ -181,7 +181,7 @@ def _one_by_one(env: MetaHMM, ids: Tensor, tokens: Tensor) -> Tensor:
     return dense_reference(env.initial.expand(len(ids), -1), *matrices, prior, tokens).log_probs.exp()
 
 
-def _alternate(contenders: Sequence[Callable[[], object]], repeats: int) -> Float[np.ndarray, "contenders repeats"]:
+def alternate(contenders: Sequence[Callable[[], object]], repeats: int) -> Float[np.ndarray, "contenders repeats"]:
     """CPU seconds of each, called in turn after one round that is not counted."""
     spent = np.empty((len(contenders), repeats))
     for turn in range(-1, repeats):
