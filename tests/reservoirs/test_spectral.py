@@ -129,10 +129,10 @@ def test_same_bits_twice_and_input_left_alone() -> None:
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [
-        (np.ones((2, 3)), "weights.shape = (2, 3)"),
+        (np.ones((2, 3)), "weights = (2, 3)"),
         (np.array([[0, 1.0], [np.nan, 0]]), "weights[1, 0] = nan"),
         (np.array([[0, np.inf], [0, 0]]), "weights[0, 1] = inf"),
-        (np.zeros((0, 0)), "weights.shape = (0, 0)"),
+        (np.zeros((0, 0)), "weights = (0, 0)"),
     ],
 )
 def test_bad_input(matrix: np.ndarray, message: str) -> None:
@@ -142,5 +142,5 @@ def test_bad_input(matrix: np.ndarray, message: str) -> None:
 
 @pytest.mark.parametrize("weights", [[[0, 1j], [1j, 0]], [["1", "2"], ["2", "1"]], 3.0])
 def test_only_matrices_of_real_numbers_have_a_radius(weights: object) -> None:
-    with pytest.raises(InputError, match=r"^weights\.(dtype|shape)"):
+    with pytest.raises(InputError, match=r"^weights"):
         spectral_radius(weights)
