@@ -151,7 +151,7 @@ def test_only_strings_say_what_made_a_network() -> None:
 def test_one_function_checks_every_matrix() -> None:
     """Reservoirs refuse what networks refuse, complex numbers too, and name their own argument."""
     for wrong in (np.eye(2) * 1j, [["1"]], [[0, 1], [2]], csr_array(np.eye(2) * 1j)):
-        with pytest.raises(InputError, match="^network"):
+        with pytest.raises(InputError, match=r"^network"):
             square(wrong)
     network = Connectome.from_array(DIRECTED, orientation="source_target")
     assert (square(network) != square(DIRECTED)).nnz == 0

@@ -63,7 +63,9 @@ class Connectome:
             "labels": None if self.labels is None else _checked_labels(self.labels, n),
             "levels": checked_levels("levels", self.levels, n),
             "coordinates": None if self.coordinates is None else _checked_coordinates(self.coordinates, n),
-            "provenance": _strings("provenance", self.provenance, "a tuple of strings: what made the network, in order"),
+            "provenance": _strings(
+                "provenance", self.provenance, "a tuple of strings: what made the network, in order"
+            ),
         }
         if self.tract_lengths is not None:
             lengths = _checked_matrix("tract_lengths", self.tract_lengths)

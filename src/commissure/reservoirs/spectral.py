@@ -9,11 +9,10 @@
 | symmetric | "lanczos" |
 | any other | "arnoldi" from a fixed start with 40 vectors, or "dense": all eigenvalues |
 
-A signed matrix with cycles can be nilpotent all the same, where the cycles cancel, and a solver's value is then rounding
-noise, as large as (1e-16)^(1/k) for a Jordan block of size k: far too large for a threshold on values.  What tells it is
-the condition of the eigenvalue by weights, eps |y|' |W| |x| / |y' x|, with left and right eigenvectors y and x: the error
-that one rounding of every weight makes, which diagonal scaling leaves alone (Higham & Higham 1998,
-10.1137/S0895479896314188).
+A signed matrix with cycles can be nilpotent all the same, where the cycles cancel.  A solver's value is then rounding
+noise, (1e-16)^(1/k) for a Jordan block of size k: too large for a threshold on values.  The condition of the eigenvalue
+by weights tells it, eps |y|' |W| |x| / |y' x| with left and right eigenvectors y and x: what one rounding of every
+weight makes, whatever the scaling of the nodes (Higham & Higham 1998, 10.1137/S0895479896314188).
 
 A directed matrix must never be given to a symmetric solver, which reads one triangle of it.  Power iteration runs on
 W + s I: without the shift s it would not settle on a periodic W (a ring).  bioRxiv 2025.06.20.660760 scales networks
@@ -159,7 +158,7 @@ def _eigenvalue(matrix: csr_array) -> tuple[float, Literal["lanczos", "arnoldi",
 
 
 def _krylov_pair(matrix: csr_array) -> tuple[float, float] | None:
-    """The largest modulus and its relative error, by ARPACK for W and its transpose; None where it cannot be trusted."""
+    """The largest modulus and its relative error, by ARPACK for W and its transpose; None where they disagree."""
     try:
         values, right = eigs(matrix, **_arpack(matrix))
         transposed, left = eigs(matrix.T, **_arpack(matrix))
