@@ -284,6 +284,7 @@ def test_bad_swaps_are_refused(change, message):
         ({"proposals": True}, "proposals = True"),
         ({"temperature": 0.0}, "temperature = 0.0: expected a finite number > 0"),
         ({"temperature": math.inf}, "temperature = inf"),
+        ({"temperature": 10**400}, "temperature = 1000"),
         ({"temperature": "hot"}, "temperature = 'hot'"),
         ({"cooling": 1.5}, "cooling = 1.5: expected a number > 0, at most 1"),
         ({"cooling": math.nan}, "cooling = nan"),

@@ -18,6 +18,7 @@ Milisav et al. 2025 (10.1038/s43588-024-00755-1).
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -205,7 +206,7 @@ def _whole(name: str, value: object, least: int, most: int = _MOST_PROPOSALS) ->
 
 def _positive(name: str, value: object, most: float = np.inf) -> float:
     is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= min(most, np.finfo(np.float64).max):  # type: ignore[operator]
+    if not is_number or not 0 < value <= min(most, sys.float_info.max):  # type: ignore[operator]
         raise InputError(name, value, "a finite number > 0" if np.isinf(most) else f"a number > 0, at most {most:g}")
     return float(value)  # type: ignore[arg-type]
 

@@ -14,7 +14,7 @@ The mean is over ordered pairs of different nodes, so it keeps the expected edge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -60,10 +60,11 @@ class BlockTree:
         n_blocks = branching**depth
         if isinstance(leaf_size, int | np.integer):
             sizes = [whole("leaf_size", leaf_size, 1)] * n_blocks
-        elif isinstance(leaf_size, Iterable) and not isinstance(leaf_size, str) and np.ndim(leaf_size):  # type: ignore[arg-type]
-            sizes = [whole(f"leaf_size[{at}]", size, 1) for at, size in enumerate(leaf_size)]
         else:
-            raise InputError("leaf_size", leaf_size, "an integer >= 1, or one a block")
+            try:
+                sizes = [whole(f"leaf_size[{at}]", size, 1) for at, size in enumerate(leaf_size)]
+            except TypeError as error:  # it cannot be iterated over
+                raise InputError("leaf_size", leaf_size, "an integer >= 1, or one a block") from error
         if len(sizes) != n_blocks:
             raise InputError("leaf_size", len(sizes), f"{n_blocks} sizes, branching**depth, or one for all")
         if sum(sizes) > _MOST_NODES:
