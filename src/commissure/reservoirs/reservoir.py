@@ -188,7 +188,7 @@ class Reservoir(nn.Module):
 
 def square(network: object) -> csr_array:
     """The weights of a network as a sparse float64 matrix of finite numbers; a copy."""
-    return as_csr("network", network)  # type: ignore[arg-type]
+    return as_csr("network", network)
 
 
 def scaled(weights: csr_array, spectral_radius: float | None) -> csr_array:
