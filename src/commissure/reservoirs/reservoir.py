@@ -16,12 +16,12 @@ to the last bit where f is tanh or linear, without bias, noise and Q.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from commissure.core.errors import DegenerateError, InputError
@@ -34,12 +34,10 @@ from commissure.native.reservoir import (
     reservoir_scan,
 )
 from commissure.nn.padding import check_sequence, check_step, zero_padding
+from commissure.reservoirs.connectome import Connectome, as_csr
 from commissure.reservoirs.inputs import real, whole
 from commissure.reservoirs.spectral import spectral_radius as network_radius
 from commissure.reservoirs.state_noise import place_noise
-
-if TYPE_CHECKING:
-    from commissure.reservoirs.connectome import Connectome
 
 __all__ = ["Reservoir", "ReservoirState"]
 
@@ -190,22 +188,7 @@ class Reservoir(nn.Module):
 
 def square(network: object) -> csr_array:
     """The weights of a network as a sparse float64 matrix of finite numbers; a copy."""
-    weights = getattr(network, "weights", network)
-    try:
-        array = csr_array(weights if issparse(weights) else np.asarray(weights), dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError("network", type(network).__name__, "a Connectome or a square matrix of numbers") from error
-    if array.ndim != 2 or array.shape[0] != array.shape[1] or array.shape[0] == 0:
-        raise InputError("network", array.shape, "a square matrix of at least one node")
-    array = array.copy()
-    array.sum_duplicates()
-    array.eliminate_zeros()
-    bad = np.flatnonzero(~np.isfinite(array.data))
-    if len(bad):
-        source = int(np.searchsorted(array.indptr, bad[0], side="right")) - 1
-        target = int(array.indices[bad[0]])
-        raise InputError(f"network[{source}, {target}]", float(array.data[bad[0]]), "finite weights")
-    return array
+    return as_csr("network", network)
 
 
 def scaled(weights: csr_array, spectral_radius: float | None) -> csr_array:
