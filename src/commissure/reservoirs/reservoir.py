@@ -16,6 +16,7 @@ to the last bit where f is tanh or linear, without bias, noise and Q.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -93,9 +94,8 @@ class Reservoir(nn.Module):
         nodes = weights.shape[0]
         if activation not in ACTIVATIONS:
             raise InputError("activation", activation, f"one of {', '.join(ACTIVATIONS)}")
-        for name, bits, least in (("weight_bits", weight_bits, 2), ("state_bits", state_bits, 1)):
-            if bits is not None and whole(name, bits, least) > 16:
-                raise InputError(name, bits, f"{least} to 16, or None for none")
+        check_bits("weight_bits", weight_bits, 2)
+        check_bits("state_bits", state_bits, 1)
         rates = per_node("leak", leak, nodes)
         if not ((rates > 0) & (rates <= 1)).all():
             raise InputError("leak", leak, "0 < leak <= 1")
@@ -193,15 +193,27 @@ def square(network: object) -> csr_array:
 
 def scaled(weights: csr_array, spectral_radius: float | None) -> csr_array:
     """The matrix with this spectral radius; with None, as it is."""
-    if spectral_radius is None:
-        return weights
-    wanted = real("spectral_radius", spectral_radius, 0)
+    return weights if spectral_radius is None else weights * gains(weights, [spectral_radius])[0]
+
+
+def gains(weights: csr_array, radii: Sequence[float | None]) -> list[float]:
+    """The factors that give the matrix these spectral radii, from one computation of its own; 1 for None."""
+    wanted = [None if radius is None else real("spectral_radius", radius, 0) for radius in radii]
+    if all(radius is None for radius in wanted):
+        return [1.0] * len(wanted)
     own = network_radius(weights).value
     if own == 0:
         raise DegenerateError(
-            "the network's spectral radius is 0 (no cycle), which no factor can change; pass spectral_radius=None"
+            "the network has no cycle, so its spectral radius is 0 and no factor can change it; "
+            "pass spectral_radius=None"
         )
-    return weights * (wanted / own)
+    return [1.0 if radius is None else radius / own for radius in wanted]
+
+
+def check_bits(name: str, bits: int | None, least: int) -> None:
+    """InputError for a precision that there is none of."""
+    if bits is not None and whole(name, bits, least) > 16:
+        raise InputError(name, bits, f"{least} to 16, or None for none")
 
 
 def rounded(weights: csr_array, bits: int) -> csr_array:
