@@ -32,7 +32,7 @@ from commissure.core.errors import InputError
 from commissure.core.mixer import where
 from commissure.core.rng import generator
 from commissure.nn.padding import check_sequence, check_step, zero_padding
-from commissure.reservoirs.inputs import real
+from commissure.reservoirs.inputs import named, real, whole
 from commissure.reservoirs.reservoir import input_matrix, per_node, square
 
 if TYPE_CHECKING:
@@ -99,8 +99,10 @@ class LIFReservoir(nn.Module):
         nodes = weights.shape[0]
         if inhibitory_fraction is not None:
             weights = dale_weights(weights, inhibitory_fraction, seed=seed)
-        if output not in ("trace", "spikes"):
-            raise InputError("output", output, "'trace' or 'spikes'")
+        named("output", output, ("trace", "spikes"))
+        whole("seed", seed, 0)
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError("dtype", str(dtype), "torch.float32 or torch.float64")
         if not real("reset_potential", reset_potential) < real("peak_potential", peak_potential):
             raise InputError("reset_potential", reset_potential, f"below peak_potential = {peak_potential}")
         for name, value in (("time_step", time_step), ("membrane_time", membrane_time)):
