@@ -168,6 +168,7 @@ def linear_memory_capacity_reference(
     """`linear_memory_capacity` by scipy's solver of the Lyapunov equation and a pseudo-inverse."""
     from scipy.linalg import solve_discrete_lyapunov
 
+    _check_linear(weights, input_weights, max_delay, noise, input_variance)
     w, v = weights.detach().double().numpy(), input_weights.detach().double().numpy()
     covariance = solve_discrete_lyapunov(w.T, input_variance * np.outer(v, v), method="direct")
     inverse = np.linalg.pinv(covariance + noise**2 * np.eye(len(w)), rcond=0 if noise else _NULL, hermitian=True)

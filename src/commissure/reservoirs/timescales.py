@@ -61,6 +61,8 @@ class Timescales(NamedTuple):
             tau = self.values[..., nodes]
             n_defined = np.isfinite(tau).sum(-1)
             means.append(np.where(n_defined, np.nansum(tau, -1) / np.maximum(n_defined, 1), np.nan))
+        if not means:
+            raise InputError("modules", modules, "at least one module")
         return np.stack(means, -1)
 
 
@@ -147,8 +149,11 @@ def timescales_reference(
     states: ArrayLike, *, method: Literal["fit", "integrated"] = "fit", n_lags: int | None = None
 ) -> Timescales:
     """`timescales` of (time, units), one unit and one lag at a time, the line by `numpy.polyfit`."""
-    x = np.asarray(states, np.float64)
-    n_lags, values = _default_lags(len(x), method) if n_lags is None else n_lags, []
+    named("method", method, ("fit", "integrated"))
+    x = numbers("states", states)
+    if x.ndim != 2 or not x.size:
+        raise InputError("states", x.shape, "shape (time, units), neither 0")
+    n_lags, values = _default_lags(len(x), method) if n_lags is None else whole("n_lags", n_lags, 1), []
     for unit in x.T:
         centered, rho = unit - unit.mean(), []
         if np.ptp(unit) == 0:
