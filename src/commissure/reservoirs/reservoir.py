@@ -36,7 +36,7 @@ from commissure.native.reservoir import (
 )
 from commissure.nn.padding import check_sequence, check_step, zero_padding
 from commissure.reservoirs.connectome import Connectome, as_csr
-from commissure.reservoirs.inputs import real, whole
+from commissure.reservoirs.inputs import numbers, real, whole
 from commissure.reservoirs.spectral import spectral_radius as network_radius
 from commissure.reservoirs.state_noise import place_noise
 
@@ -231,20 +231,15 @@ def input_matrix(inputs: object, nodes: int, seed: int) -> Float[np.ndarray, "in
     """The input weights given, or drawn."""
     if isinstance(inputs, (int, np.integer)) and not isinstance(inputs, bool):
         return generator(seed, "input weights").uniform(-1, 1, (whole("inputs", inputs, 1), nodes))
-    array = np.array(inputs, dtype=np.float64)
+    array = numbers("inputs", inputs).copy()
     if array.ndim != 2 or array.shape[1] != nodes or len(array) < 1:
         raise InputError("inputs", array.shape, f"a number of inputs, or weights of shape (inputs, {nodes})")
-    if not np.isfinite(array).all():
-        at = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise InputError(f"inputs[{at[0]}, {at[1]}]", float(array[at]), "finite weights")
     return array
 
 
 def per_node(name: str, value: object, nodes: int) -> Float[np.ndarray, " nodes"]:
     """One number a node."""
-    array = np.array(value, dtype=np.float64)
-    if array.shape not in ((), (nodes,)):
-        raise InputError(name, array.shape, f"one number, or one a node: shape ({nodes},)")
-    if not np.isfinite(array).all():
-        raise InputError(name, value, "finite numbers")
+    array = numbers(name, value)
+    if array.shape not in ((), (nodes,)) or isinstance(value, bool):
+        raise InputError(name, array.shape or value, f"one number, or one a node: shape ({nodes},)")
     return np.broadcast_to(array, (nodes,)).copy()
