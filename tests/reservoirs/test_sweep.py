@@ -71,7 +71,13 @@ def test_every_row_is_one_of_evaluate() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"leak": 0.5}, {"activation": "linear"}, {"dtype": torch.float64}, {"input_gain": 0.3}, {"penalties": 1e-2}],
+    [
+        {"leak": 0.5},
+        {"activation": "linear", "penalties": 1e-2},
+        {"dtype": torch.float64},
+        {"input_gain": 0.3},
+        {"penalties": 1e-2},
+    ],
 )
 def test_every_setting_reaches_evaluate(options: dict) -> None:
     io = IOMap(inputs=([0],), outputs=([6, 7], [12, 13, 14]))
@@ -132,7 +138,7 @@ def test_every_setting_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> No
         {"penalties": 1e-3},
         {"input_gain": 0.5},
         {"leak": 0.5},
-        {"activation": "linear"},
+        {"activation": "linear", "penalties": 1e-2},
         {"lyapunov": True},
         {"dtype": torch.float64},
         {"io": ModuleInputs(which="each")},
@@ -295,10 +301,14 @@ def test_a_repeated_warning_of_each_cell_is_caught_and_told_where_run_was_called
 
 
 def test_a_result_compares_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = sweep().run(TASK, workers=0)
+    result = sweep(seeds=range(7)).run(TASK, workers=0)
     expected = compare(result.scores(), "deep", "flat", measure="capacity", seed=3)
     assert result.compare("deep", "flat", measure="capacity", seed=3) == expected
-    assert len({expected, compare(result.scores(), "deep", "flat", measure="capacity")}) == 2
+    others = (
+        compare(result.scores(), "deep", "flat", measure="capacity"),
+        compare(result.scores(), "deep", "flat", seed=3),
+    )
+    assert len({expected, *others}) == 3
 
 
 def test_progress_counts_cells_those_kept_too(store: RunStore) -> None:
