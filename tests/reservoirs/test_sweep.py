@@ -73,7 +73,7 @@ def test_every_row_is_one_of_evaluate() -> None:
     "options",
     [
         {"leak": 0.5},
-        {"activation": "linear", "penalties": 1e-2},
+        {"activation": "sigmoid"},
         {"dtype": torch.float64},
         {"input_gain": 0.3},
         {"penalties": 1e-2},
@@ -138,7 +138,7 @@ def test_every_setting_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> No
         {"penalties": 1e-3},
         {"input_gain": 0.5},
         {"leak": 0.5},
-        {"activation": "linear", "penalties": 1e-2},
+        {"activation": "sigmoid"},
         {"lyapunov": True},
         {"dtype": torch.float64},
         {"io": ModuleInputs(which="each")},
