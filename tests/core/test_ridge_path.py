@@ -77,6 +77,17 @@ def test_eigen_and_singular_paths_agree(shape: tuple[int, int], intercept: bool,
         assert distance(a, b) <= 1e-11
 
 
+@pytest.mark.parametrize("condition", [1e1, 2e2, 1e3, 1e5])
+def test_an_ill_conditioned_gram_is_not_trusted(condition: float) -> None:
+    """The Gram squares the condition: from 1e5 on (x: 316) its eigenvalues would cost digits that x still has."""
+    rng = np.random.default_rng(0)
+    u, v = np.linalg.qr(rng.normal(size=(60, 6)))[0], np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    x, truth = u * np.geomspace(1, 1 / condition, 6) @ v.T, rng.normal(size=(6, 2))
+    found = ridge_path(x, x @ truth, [0.0], intercept=False).coefficients[0]
+    assert distance(found, truth) <= 1e-14 * max(condition, 1e3)
+    assert (module._eigen(_center(x, x @ truth, None, False), 0.0) is None) == (condition > 316)
+
+
 @pytest.mark.parametrize("shape", [(6, 40), (8, 8), (8, 7)])
 @pytest.mark.parametrize("intercept", [True, False])
 def test_left_out_errors_survive_a_vanishing_penalty_where_nothing_is_left_of_the_residuals(
@@ -214,10 +225,41 @@ def test_without_degrees_of_freedom_errors_are_infinite_and_nothing_is_chosen() 
     assert np.isfinite(ridge_path(lonely, np.arange(10.0), [0.1], intercept=False, loo=True).loo).all()
 
 
+@pytest.mark.parametrize("smallest", [1.0, 1e-2, 1e-6])
+@pytest.mark.parametrize("intercept", [True, False])
+def test_a_row_that_alone_knows_a_direction_cannot_be_left_out(smallest: float, intercept: bool) -> None:
+    """Its 1 - leverage is 0 but for rounding, which grows with the condition of the decomposition used."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        n, p = int(rng.integers(8, 40)), int(rng.integers(2, 6))
+        x = rng.normal(size=(n, p)) * np.geomspace(1, smallest, p)
+        x[1:, -1] = 0.0
+        x = x @ np.linalg.qr(rng.normal(size=(p, p)))[0]
+        path = ridge_path(x, rng.normal(size=n), [0.0], intercept=intercept, loo=True)
+        assert np.isinf(path.loo).all(), seed
+        assert np.isfinite(path.gcv).all()
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e6])
+def test_a_row_of_large_leverage_can_be_left_out(size: float) -> None:
+    x, y, _ = problem(0, 30, 3, 0)
+    x[0] *= size
+    ours, theirs = (f(x, y, [0.0], intercept=False, loo=True).loo for f in (ridge_path, ridge_path_reference))
+    assert distance(ours, theirs) <= 1e-15 * size**2
+
+
 def test_best_sums_over_the_outputs_and_needs_rows_for_loo() -> None:
-    x, y, _ = problem(8, 40, 10, 2)
+    """Each output alone, and the mean leverage of rows of very different ones, would choose otherwise."""
+    x, y, _ = problem(30, 40, 10, 2)
+    x[:3] *= 30
+    y[:, 1] = 3 * y[:, 1] + 0.3 * x[:, 0]
     path = ridge_path(x, y, [0.01, 1.0, 100.0, 1e4], loo=True)
-    assert int(path.best("loo")) == int(path.loo.sum(-1).argmin())
+    assert path.loo.argmin(0).tolist() == [3, 0]
+    assert (
+        (int(path.best("loo")), int(path.best("gcv")))
+        == (0, 2)
+        == (path.loo.sum(-1).argmin(), path.gcv.sum(-1).argmin())
+    )
     assert float(path.fit(path.best()).effective_dof) == path.effective_dof[path.best()]
     with pytest.raises(InputError, match=r"^criterion = 'aic'"):
         path.best("aic")

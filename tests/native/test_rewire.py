@@ -62,6 +62,20 @@ def test_kernel_and_reference_make_the_same_swaps(seed, nodes, density, undirect
     assert again.ends.tolist() == expected.ends.tolist()
 
 
+@pytest.mark.parametrize("undirected", [True, False])
+@pytest.mark.parametrize("nodes", [60, 81, 100])
+def test_long_searches_decide_on_sparse_rings(undirected, nodes):
+    """Hardly an edge besides the ring: what is left of it between two nodes is found only after dozens of others."""
+    for seed in range(3):
+        ends = draw(seed, nodes, 0.0 if undirected else 5e-3, undirected)
+        labels = np.zeros((0, nodes), np.int64)
+        options = {"n_classes": 1, "undirected": undirected, "proposals": 150, "key": seed}
+        swapped = swap_edges(ends, labels, keep_connected=True, **options)
+        expected = swap_edges_reference(ends, labels, keep_connected=True, **options)
+        assert 0 < swapped.accepted < swap_edges(ends, labels, keep_connected=False, **options).accepted
+        assert swapped.ends.tolist() == expected.ends.tolist()
+
+
 def graphs_of(ends: np.ndarray, nodes: int, undirected: bool) -> Iterator[frozenset[tuple[int, int]]]:
     """Every graph with these degrees, out and in."""
     pairs = list(itertools.combinations(range(nodes), 2) if undirected else itertools.permutations(range(nodes), 2))
@@ -220,6 +234,71 @@ def test_a_metropolis_chain_visits_orders_by_their_energy():
 def test_bad_edges_are_refused(ends, message):
     with pytest.raises(InputError, match=message):
         swap_edges(np.array(ends), NO_LABELS, n_classes=1, undirected=False, keep_connected=False, proposals=1, key=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ends": "ab"}, "ends = 'ab': expected an array with 2 axes"),
+        ({"ends": [[0, 1], [2]]}, "ends = 'list': expected an array of numbers"),
+        ({"ends": [[0.5, 1.0]]}, r"ends\.dtype = 'float64': expected integers"),
+        ({"ends": [[0, 1, 2]]}, r"ends = \(1, 3\)"),
+        ({"labels": np.zeros(6, np.int64)}, r"labels = \(6,\): expected an array with 2 axes"),
+        ({"labels": [[0, 0, 0, 1, 1, 2]]}, r"labels = \(0, 2\): expected labels from 0 to 1"),
+        ({"labels": [[-1, 0, 0, 0, 1, 1]]}, r"labels = \(-1, 1\): expected labels from 0 to 1"),
+        ({"labels": [[0.0] * 6]}, r"labels\.dtype = 'float64'"),
+        ({"n_classes": 0}, "n_classes = 0"),
+        ({"proposals": -1}, "proposals = -1: expected an integer from 0"),
+        ({"proposals": 1.5}, "proposals = 1.5"),
+        ({"proposals": 10**20}, "proposals = 100000000000000000000"),
+        ({"key": -1}, "key = -1"),
+        ({"key": 2**64}, "key = 18446744073709551616"),
+        ({"undirected": 1}, "undirected = 1: expected True or False"),
+        ({"keep_connected": None}, "keep_connected = None"),
+    ],
+)
+def test_bad_swaps_are_refused(change, message):
+    given = {
+        "ends": [[0, 1], [2, 3]], "labels": [[0, 0, 0, 0, 1, 1]], "n_classes": 3, "undirected": True,
+        "keep_connected": False, "proposals": 4, "key": 2**64 - 1,
+    }  # fmt: skip
+    assert swap_edges(**given).accepted >= 0
+    with pytest.raises(InputError, match=message):
+        swap_edges(**(given | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": [1.0]}, r"weights = \(1,\): expected 2 numbers, one an edge"),
+        ({"weights": [1.0, math.nan]}, "weights = .*expected finite real numbers"),
+        ({"weights": ["1", "2"]}, "weights = .*expected finite real numbers"),
+        ({"weights": 1.0}, "weights = 1.0: expected an array with 1 axes"),
+        ({"classes": [0, 0, 0]}, r"classes = \(3,\): expected 2 numbers"),
+        ({"classes": [0, -1]}, "classes = -1: expected integers >= 0"),
+        ({"classes": [0.0, 1.0]}, r"classes\.dtype = 'float64'"),
+        ({"strengths": [1.0, 1.0, math.inf, 1.0]}, "strengths"),
+        ({"strengths": [1.0, 1.0, 1.0]}, r"ends\[1\] = \[2, 3\]: expected nodes from 0 to 2"),
+        ({"strengths": np.ones(9), "undirected": False}, r"strengths = \(9,\): expected two for each node"),
+        ({"stages": -1}, "stages = -1"),
+        ({"proposals": True}, "proposals = True"),
+        ({"temperature": 0.0}, "temperature = 0.0: expected a finite number > 0"),
+        ({"temperature": math.inf}, "temperature = inf"),
+        ({"temperature": 10**400}, "temperature = 1000"),
+        ({"temperature": "hot"}, "temperature = 'hot'"),
+        ({"cooling": 1.5}, "cooling = 1.5: expected a number > 0, at most 1"),
+        ({"cooling": math.nan}, "cooling = nan"),
+        ({"key": 0.0}, "key = 0.0"),
+    ],
+)
+def test_bad_exchanges_are_refused(change, message):
+    given = {
+        "ends": [[0, 1], [2, 3]], "weights": [1.0, 2.0], "classes": [0, 0], "strengths": np.ones(4), "undirected": True,
+        "stages": 1, "proposals": 4, "temperature": 1.0, "cooling": 1.0, "key": 0,
+    }  # fmt: skip
+    assert anneal_weights(**given).accepted >= 0
+    with pytest.raises(InputError, match=message):
+        anneal_weights(**(given | change))
 
 
 def test_an_undirected_edge_both_ways_is_twice_the_same():

@@ -30,9 +30,20 @@ def test_rows_of_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(row.part, row.dtype) for row in rows] == [
         (part, dtype) for dtype in ("float64", "float32") for part in ("sweep", "sweep + exponent")
     ]
-    assert all(row.rows == 10 and row.rival == "loop" for row in rows)
+    assert all(row.rows == 10 for row in rows)
+    assert [row.rival for row in rows] == ["loop", "loop, QR of 1 steps x 1250"] * 2
     assert all(row.difference < 1e-5 for row in rows)
     assert rows[1].gain.median > rows[0].gain.median
+
+
+def test_memory_is_that_of_the_run_alone() -> None:
+    """The loop adds its states, 58 MB; a peak that the child inherited from this process would hide them."""
+    held = np.ones(100_000_000)  # 800 MB, above all that the child will need
+    row = bench.bench_memory(length=5000)  # a tenth fills our buffers
+    assert held[0] == 1
+    assert (row.part, row.rival, row.dtype) == ("memory", "loop", "float64")
+    assert row.ours < 10
+    assert row.gain.low * max(row.ours, 1.0) > 20
 
 
 def test_every_size_and_precision_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

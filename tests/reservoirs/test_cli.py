@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,16 +16,17 @@ from scipy.io import savemat
 from commissure.cli import main
 from commissure.core.errors import InputError
 from commissure.core.stats import mean_interval
-from commissure.reservoirs import bench, sweep
+from commissure.reservoirs import bench, cells, cli, sweep
 from commissure.reservoirs.block_model import HierarchicalSBM
 from commissure.reservoirs.block_tree import BlockTree
-from commissure.reservoirs.by_name import NullModel, TaskInputs, task_by_name
+from commissure.reservoirs.by_name import PRESETS, NullModel, TaskInputs, task_by_name
 from commissure.reservoirs.cells import ModuleInputs, run_cell
 from commissure.reservoirs.communities import louvain_hierarchy
-from commissure.reservoirs.connectome import Connectome
+from commissure.reservoirs.connectome import Connectome, Orientation
 from commissure.reservoirs.evaluation import evaluate, module_r2
 from commissure.reservoirs.io_map import IOMap
-from commissure.reservoirs.nulls import rewire
+from commissure.reservoirs.loading import _READERS
+from commissure.reservoirs.nulls import Preserve, rewire
 from commissure.reservoirs.show import facts
 from commissure.reservoirs.tasks import MemoryCapacity
 
@@ -197,16 +201,23 @@ def test_bench_prints_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsys:
     rows = bench.bench_states(40, 0.1, rows=2, repeats=1, steps=3)
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(bench, "bench", lambda **options: asked.append(options) or rows)
-    found = run(capsys, "bench", "--full", "--repeats", 2)
+    found = run(capsys, "bench", "--full", "--repeats", 2)["rows"]
     assert asked == [{"full": True, "repeats": 2}]
     assert [(row["rival"], row["gain"]["median"]) for row in found] == [(row.rival, row.gain.median) for row in rows]
     assert main(["reservoirs", "bench"]) == 0
     shown = capsys.readouterr().out
     assert asked[-1] == {"full": False, "repeats": 5}
+    assert "*" not in shown.split("\n\n")[0], "nothing extrapolated"
     for row in rows:
         assert f"{row.rival:8} " in shown
         assert f"{row.gain.median:.3g} [{row.gain.low:.3g}, {row.gain.high:.3g}]" in shown
     assert main(["reservoirs", "bench", "--repeats", "0"]) == 2
+    rows = (rows[0], replace(rows[1], part="sweep + exponent"))
+    monkeypatch.setattr(bench, "bench", lambda **_: rows)
+    assert main(["reservoirs", "bench"]) == 0
+    table, notes = capsys.readouterr().out.split("\n\n")
+    assert ["*" in line for line in table.splitlines()] == [False, False, True]
+    assert "*: extrapolated" in notes
 
 
 def test_show_counts_and_draws(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,6 +238,78 @@ def test_show_counts_and_draws(path: Path, tmp_path: Path, capsys: pytest.Captur
     assert "spectral_method          power" in shown
 
 
+def test_show_of_negative_weights_looks_for_no_modules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = Connectome.from_array(-SMALL.to_array(), orientation="source_target")
+    np.save(tmp_path / "signed.npy", network.to_array())
+    found = run(capsys, "show", tmp_path / "signed.npy", "--orientation", "source_target", "--runs", 0)
+    assert (found["negative"], found["modules"], found["edges"]) == (1.0, [], SMALL.n_edges)
+
+
+def test_nulls_are_not_mixed_with_others(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "nulls"
+    command = ["null", path, "--orientation", "source_target", "--swaps-per-edge", 1, "--out", out, "--count"]
+    run(capsys, *command, 3)
+    run(capsys, *command, 3)
+    assert main(["reservoirs", *map(str, command), "2"]) == 2
+    assert "found null-0002.npy; take a new folder" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_bad_input_before_the_work(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cells, "evaluate", pytest.fail)
+    long, closed = "x" * 300, tmp_path / "closed"
+    closed.mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda place, mode: place != closed and access(place, mode))
+    for out in (long, closed / "x"):
+        for command in (["show", "{}.svg"], ["eval", "{}.svg", "--workers", "0"], ["null", "{}"]):
+            arguments = [command[0], "milisav2025", "--out", command[1].format(out), *command[2:]]
+            assert main(["reservoirs", *arguments]) == 2
+            assert "expected a place that can be written" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was computed is printed first."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    command = ["eval", "milisav2025", *QUICK, "--seeds", "1", "--out", tmp_path / "x.svg"]
+    assert main(["reservoirs", *map(str, command)]) == 2
+    captured = capsys.readouterr()
+    assert "clean: mean R²" in captured.out
+    assert "No space left on device" in captured.err
+    monkeypatch.setattr(np, "save", full)
+    assert main(["reservoirs", "null", "milisav2025", "--out", str(tmp_path / "n")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_interrupted_at_once_it_still_prints_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "run_cell", interrupted)
+    command = ["reservoirs", "eval", "milisav2025", *QUICK, "--seeds", "1"]
+    assert main([*command, "--json"]) == 130
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rows"], told["comparisons"], told["missing"]) == ([], [], [["3 levels", 0]])
+    assert main(command) == 130
+    assert capsys.readouterr().out == ""
+
+
+def test_copies_of_choices_are_those_of_the_modules() -> None:
+    assert get_args(cli.Preserve) == get_args(Preserve)
+    assert get_args(cli.Orientation) == get_args(Orientation)
+    assert all(f"{suffix}," in cli._NETWORK or f"{suffix} of The Virtual Brain" in cli._NETWORK for suffix in _READERS)
+    assert all(preset in cli._NETWORK for preset in PRESETS)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -238,18 +321,25 @@ def test_show_counts_and_draws(path: Path, tmp_path: Path, capsys: pytest.Captur
         (["eval", "milisav2025", "--levels", "4"], "level"),
         (["eval", "milisav2025", "--levels", "1.5"], "1.5"),
         (["eval", "milisav2025", "--nulls", "weights"], "nulls"),
-        (["eval", "milisav2025", "--task", "chess"], "lorenz"),
+        (
+            ["eval", "milisav2025", "--task", "chess"],
+            "task = 'chess': expected one of memory, nonlinear, multitask, logistic, henon, lorenz",
+        ),
         (["eval", "milisav2025", "--seeds", "0"], "seeds"),
         (["eval", "milisav2025", "--seeds", "2.5"], "not an integer"),
         (["eval", "milisav2025", "--seed", "-1"], "seed"),
         (["eval", "milisav2025", "--length", "0"], "length"),
-        (["eval", "milisav2025", "--delays", "101"], "max_delay"),
-        (["eval", "milisav2025", "--radius", "-1"], "spectral_radius"),
+        (["eval", "milisav2025", "--length", "1000000000000000"], "length"),
+        (["eval", "milisav2025", "--seeds", "1000000000000"], "seeds"),
+        (["eval", "milisav2025", "--seed", "9223372036854775807"], "seed"),
+        (["eval", "milisav2025", "--gain", "nan"], " gain = nan"),
+        (["eval", "milisav2025", "--delays", "101"], " delays = 101"),
+        (["eval", "milisav2025", "--radius", "-1"], " radius = -1"),
         (["eval", "milisav2025", "--leak", "0"], "leak"),
-        (["eval", "milisav2025", "--penalty", "-1"], "penalties"),
-        (["eval", "milisav2025", "--noise", "-1"], "read_noise"),
-        (["eval", "milisav2025", "--bits", "0"], "read_bits"),
-        (["eval", "milisav2025", "--outputs", "51"], "n_outputs"),
+        (["eval", "milisav2025", "--penalty", "-1"], "penalty[0]"),
+        (["eval", "milisav2025", "--noise", "-1"], " noise[0]"),
+        (["eval", "milisav2025", "--bits", "0"], "bits[1] = 0"),
+        (["eval", "milisav2025", "--outputs", "51"], " outputs = 51"),
         (["eval", "milisav2025", "--out", "{folder}/x.png"], "x.svg"),
         (["eval", "milisav2025", "--out", "missing/x.svg"], "out"),
         (["null", "{net}", "--out", "{folder}/x"], "orientation"),
@@ -258,7 +348,7 @@ def test_show_counts_and_draws(path: Path, tmp_path: Path, capsys: pytest.Captur
         (["null", "milisav2025", "--out", "{folder}/x", "--count", "0"], "count"),
         (["null", "milisav2025", "--out", "{folder}/x", "--preserve", "all"], "preserve"),
         (["null", "milisav2025", "--out", "{folder}/x", "--swaps-per-edge", "0"], "swaps_per_edge"),
-        (["show", "{net}", "--orientation", "source_target", "--runs", "0"], "runs"),
+        (["show", "{net}", "--orientation", "source_target", "--runs", "-1"], "runs"),
         (["show", "{net}", "--orientation", "source_target", "--levels", "1"], "only presets"),
         (["show", "{net}", "--orientation", "source_target", "--gamma", "-1"], "gamma"),
         (["show", "{net}", "--orientation", "source_target", "--variable", "a"], "variable"),

@@ -115,6 +115,11 @@ def test_bad_input() -> None:
         louvain_hierarchy(signed, seed=0)
     with pytest.raises(DegenerateError, match="no edges"):
         louvain_hierarchy(Connectome.from_array(np.zeros((3, 3)), orientation=None), seed=0)
+    with pytest.raises(InputError, match="connectome = 'ndarray': expected a Connectome"):
+        louvain_hierarchy(np.ones((2, 2)), seed=0)
+    for wrong in (3, [0.5, 1.0], [0, -1], [0, 1, 2]):
+        with pytest.raises(InputError, match=r"^[ab]"):
+            adjusted_rand_index(wrong, np.array([0, 1]))
     for wrong in ({"gamma": -1.0}, {"n_runs": 0}, {"seed": -1}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             louvain_hierarchy(planted(0, True), **({"seed": 0, "n_runs": 1} | wrong))

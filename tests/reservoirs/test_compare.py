@@ -100,21 +100,48 @@ def test_capacity_can_be_compared_instead() -> None:
     assert row.cles_paired == 0.0
 
 
+def test_ties_count_one_half_and_the_test_drops_them() -> None:
+    """By hand: of 16 pairs (a, b) 7 are above and 4 tied; of 4 seeds 2 are above and 1 tied."""
+    values = {"L3": (1.0, 2.0, 3.0, 4.0), "L1": (1.0, 1.0, 4.0, 2.0)}
+    (row,) = compare([score(m, s, v) for m, given in values.items() for s, v in enumerate(given)], "L3", "L1")
+    assert (row.cles, row.cles_paired, row.n_pairs) == (10 / 16, 2.5 / 4, 4)
+    assert row.p_value == pytest.approx(scipy_stats.wilcoxon([1.0, -1.0, 2.0]).pvalue, rel=1e-12)
+
+
+def test_every_setting_of_the_reading_is_a_condition_of_its_own() -> None:
+    rows = sample({0.8: 0.05})
+    variants = ({}, {"read_noise": 0.1}, {"read_bits": 8}, {"weight_bits": 4}, {"weight_bits": 8})
+    given = [replace(s, score=s.score * (1 + k * s.seed), **v) for k, v in enumerate(variants) for s in rows]
+    found = compare(given, "L3", "L1")
+    assert [(r.read_noise, r.read_bits, r.weight_bits) for r in found] == [
+        (0.0, None, None), (0.1, None, None), (0.0, 8, None), (0.0, None, 4), (0.0, None, 8)
+    ]  # fmt: skip
+    for k, (row, variant) in enumerate(zip(found, variants, strict=True)):
+        (alone,) = compare([replace(s, score=s.score * (1 + k * s.seed), **variant) for s in rows], "L3", "L1")
+        assert replace(row, p_holm=alone.p_holm) == alone
+    with pytest.raises(InputError, match=r"^scores = \('L1', 0, 0\.8, 0\.0, None, None\): expected one score for each"):
+        compare([*rows, rows[0]], "L3", "L1")
+
+
 def test_scores_average_readouts_then_inputs_within_a_cell() -> None:
     about = {
         "spectral_radius": 0.8, "read_noise": 0.0, "read_bits": None, "penalty": 1.0, "capacity": 0.0,
-        "target_scores": (0.0,), "solver": "moments", "lyapunov": None, "weight_bits": None,
+        "target_scores": (0.0,), "solver": "moments", "lyapunov": None,
     }  # fmt: skip
     rows = [
-        SweepRow(**about, model=model, seed=seed, input=i, output=o, score=value + seed)
+        SweepRow(**about, model=model, seed=seed, weight_bits=bits, input=i, output=o, score=value + seed + (bits or 0))
         for model in ("L1", "L3")
         for seed in (0, 1)
+        for bits in (None, 4)
         for i, o, value in ((0, 0, 1.0), (0, 1, 2.0), (1, 0, 4.0))
     ]
     found = sweep_scores(rows)
-    assert [(s.model, s.seed, s.score) for s in found] == [
-        ("L1", 0, 2.75), ("L1", 1, 3.75), ("L3", 0, 2.75), ("L3", 1, 3.75)
-    ]  # fmt: skip
+    assert [(s.model, s.seed, s.weight_bits, s.score) for s in found] == [
+        (model, seed, bits, 2.75 + seed + (bits or 0))
+        for model in ("L1", "L3")
+        for seed in (0, 1)
+        for bits in (None, 4)
+    ]
 
 
 def test_bad_input() -> None:

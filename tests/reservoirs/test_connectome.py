@@ -10,6 +10,7 @@ from scipy.sparse import coo_array, csr_array, csr_matrix
 
 from commissure.core.errors import InputError
 from commissure.reservoirs.connectome import Connectome, SelfLoopWarning
+from commissure.reservoirs.reservoir import square
 
 DIRECTED = np.array([[0, 2.0, 0], [0, 0, -1.5], [0, 0.5, 0]])
 UNDIRECTED = np.array([[0, 2.0, 0], [2.0, 0, -1.5], [0, -1.5, 0]])
@@ -99,23 +100,59 @@ def test_modules_and_levels() -> None:
         ({"weights": [[0, 1.0], [np.nan, 0]]}, "weights[1, 0] = nan: expected finite numbers"),
         ({"weights": [[0, np.inf, 0], [0, 0, 0], [0, 0, 0]]}, "weights[0, 1] = inf"),
         ({"weights": csr_array(np.diag([np.nan, 0, 0]))}, "weights[0, 0] = nan"),
-        ({"weights": np.ones((2, 3))}, "weights.shape = (2, 3): expected a square matrix"),
-        ({"weights": np.ones(4)}, "weights.shape = (4,)"),
-        ({"weights": np.zeros((0, 0))}, "weights.shape = (0, 0)"),
+        ({"weights": np.ones((2, 3))}, "weights = (2, 3): expected a square matrix"),
+        ({"weights": np.ones(4)}, "weights = (4,)"),
+        ({"weights": np.zeros((0, 0))}, "weights = (0, 0)"),
         ({"weights": np.array([["a"]])}, "weights.dtype = '<U1': expected real numbers"),
         ({"weights": np.eye(2) * 1j}, "weights.dtype = 'complex128'"),
+        ({"weights": [[0, 1], [2]]}, "weights = 'list': expected a square matrix of real numbers"),
+        ({"weights": None}, "weights = None: expected a square matrix"),
+        ({"weights": np.array([[1, {}]] * 2)}, "weights.dtype = 'object'"),
+        ({"weights": np.array([["1", "2"]] * 2)}, "weights.dtype = '<U1'"),
+        ({"weights": np.full((2, 2), 10**400, object)}, "weights.dtype = 'object'"),
         ({"orientation": "rows"}, "orientation = 'rows'"),
+        ({"orientation": np.array(["rows", "columns"])}, "orientation = array(['rows', 'columns']"),
+        ({"labels": 5}, "labels = 5: expected 3 strings, one a node"),
+        ({"labels": "abc"}, "labels = 'abc': expected 3 strings"),
         ({"labels": ["a", "b"]}, "labels = 2: expected 3 labels"),
         ({"labels": ["a", "b", "a"]}, "labels[2] = 'a': expected a string of its own"),
         ({"labels": ["a", "b", 3]}, "labels[2] = 3"),
+        ({"levels": 5}, "levels = 5: expected partitions"),
+        ({"levels": None}, "levels = None: expected partitions"),
+        ({"levels": [[0, [1], 2]]}, "levels[0] = [0, [1], 2]: expected integers"),
+        ({"levels": ["abc"]}, "levels[0] = ((), '<U3'): expected integers"),
         ({"levels": [[0, 1]]}, "levels[0] = 2: expected 3 module numbers"),
         ({"levels": [[0, 0, 1], [0, 1, 1]]}, "levels[1] = [0, 1]: expected whole modules of levels[0]"),
         ({"coordinates": np.zeros((3, 2))}, "coordinates.shape = (3, 2)"),
         ({"coordinates": [[0, 0, 0], [0, 0, 0], [0, np.inf, 0]]}, "coordinates[2, 1] = inf"),
-        ({"tract_lengths": np.zeros((2, 2))}, "tract_lengths = (2, 2)"),
-        ({"tract_lengths": -np.abs(DIRECTED)}, "tract_lengths"),
+        ({"coordinates": "here"}, "coordinates.dtype = '<U4': expected real numbers"),
+        ({"coordinates": np.zeros((3, 3)) * 1j}, "coordinates.dtype = 'complex128'"),
+        ({"coordinates": [[1, 2, 3], [1]]}, "coordinates = [[1, 2, 3], [1]]: expected (3, 3): x, y, z in mm"),
+        ({"tract_lengths": np.zeros((2, 2))}, "tract_lengths = (2, 2): expected shape (3, 3), as the weights"),
+        ({"tract_lengths": -np.abs(DIRECTED)}, "tract_lengths = -2.0: expected lengths >= 0"),
+        ({"provenance": 5}, "provenance = 5: expected a string"),
     ],
 )
 def test_bad_input(change: dict, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         Connectome.from_array(**{"weights": DIRECTED, "orientation": "source_target"} | change)
+
+
+def test_only_strings_say_what_made_a_network() -> None:
+    assert Connectome(csr_array(DIRECTED), provenance=("drawn", "rewired")).provenance == ("drawn", "rewired")
+    for wrong, message in (("drawn", "provenance = 'drawn': expected a tuple"), ((1,), r"provenance\[0\] = 1")):
+        with pytest.raises(InputError, match=message):
+            Connectome(csr_array(DIRECTED), provenance=wrong)
+    for wrong in (5, [[0, 1]]):
+        with pytest.raises(InputError, match="levels"):
+            Connectome(csr_array(DIRECTED)).with_levels(wrong)
+
+
+def test_one_function_checks_every_matrix() -> None:
+    """Reservoirs refuse what networks refuse, complex numbers too, and name their own argument."""
+    for wrong in (np.eye(2) * 1j, [["1"]], [[0, 1], [2]], csr_array(np.eye(2) * 1j)):
+        with pytest.raises(InputError, match=r"^network"):
+            square(wrong)
+    network = Connectome.from_array(DIRECTED, orientation="source_target")
+    assert (square(network) != square(DIRECTED)).nnz == 0
+    assert square(network).data.flags.writeable

@@ -158,7 +158,7 @@ def test_results_repeat_and_nothing_is_changed():
         ({"warmup": 281}, "warmup"),
         ({"warmup": -1}, "warmup"),
         ({"u": np.zeros((300, 2))}, "u"),
-        ({"u": np.full((300, 1), np.nan)}, "u"),
+        ({"u": np.full((300, 1), np.nan)}, "u[0, 0]"),
         ({"bits": 8}, "reservoir.state_bits"),
     ],
 )

@@ -12,7 +12,6 @@ import torch
 
 from commissure.core.errors import DegenerateError, InputError
 from commissure.core.rng import generator
-from commissure.native.reservoir_reference import quantized
 from commissure.reservoirs import simulation
 from commissure.reservoirs.block_model import HierarchicalSBM
 from commissure.reservoirs.block_tree import BlockTree
@@ -21,7 +20,7 @@ from commissure.reservoirs.dynamics import lyapunov
 from commissure.reservoirs.evaluation import Score, evaluate, module_r2
 from commissure.reservoirs.evaluation_reference import evaluate_reference
 from commissure.reservoirs.io_map import DisconnectedWarning, IOMap
-from commissure.reservoirs.moments import IllConditionedWarning
+from commissure.reservoirs.moments import IllConditionedWarning, ReadoutMoments
 from commissure.reservoirs.reservoir import Reservoir
 from commissure.reservoirs.tasks import MemoryCapacity, Multitask
 from commissure.reservoirs.tasks.data import TaskData
@@ -173,28 +172,46 @@ def test_float32_simulation_with_float64_moments_is_close(network: Connectome, i
 def test_memory_does_not_grow_with_time(
     network: Connectome, io: tuple[IOMap, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The largest stretch of states and of joint columns, whatever the length."""
+    """The largest stretch of states and of columns, whatever the length."""
     largest = []
     for length in (600, 3000):
         seen = []
-        scan, joint = simulation.reservoir_scan, simulation.joint_columns
+        scan, update = simulation.reservoir_scan, ReadoutMoments.update
 
         def watch_scan(*args, scan=scan, seen=seen, **options):
             done = scan(*args, **options)
             seen.append(done.states.numel())
             return done
 
-        def watch_joint(*args, joint=joint, seen=seen):
-            columns = joint(*args)
+        def watch_update(self, columns, update=update, seen=seen):
             seen.append(columns.numel())
-            return columns
+            return update(self, columns)
 
         with monkeypatch.context() as patch:
             patch.setattr(simulation, "reservoir_scan", watch_scan)
-            patch.setattr(simulation, "joint_columns", watch_joint)
+            patch.setattr(ReadoutMoments, "update", watch_update)
             evaluate(network, MemoryCapacity(max_delay=4, length=length, warmup=20), io=io, read_noise=[0.0, 0.1])
         largest.append(max(seen))
     assert largest[0] == largest[1] > 0
+
+
+def test_states_held_at_a_time_are_bounded(
+    network: Connectome, io: tuple[IOMap, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many input maps run side by side as fit, at least one."""
+    row, radii, batches = simulation.CHUNK * 32, [0.6, 0.9, 1.2], []
+    scan = simulation.reservoir_scan
+
+    def watch(*args, **options):
+        batches.append(len(args[1]))
+        return scan(*args, **options)
+
+    monkeypatch.setattr(simulation, "reservoir_scan", watch)
+    for held, rows in ((24 * row, [24]), (23 * row, [18, 6]), (12 * row, [12, 12]), (1, [6] * 4)):
+        monkeypatch.setattr(simulation, "_HELD", held)
+        batches.clear()
+        evaluate(network, TASK, io=[*io, *io], spectral_radius=radii)
+        assert [n for n, before in zip(batches[::3], [None, *batches], strict=False)] == rows, held
 
 
 def test_a_penalty_lost_in_the_gram_is_solved_from_a_factor(network: Connectome, io: tuple[IOMap, ...]) -> None:
@@ -276,15 +293,6 @@ def test_the_exponent_is_that_of_dynamics(network: Connectome, io: tuple[IOMap, 
         expected = lyapunov(reservoir, task.data(2, "train").inputs, warmup=200).exponents[0]
         (ours,) = {s.lyapunov for s in scores if s.spectral_radius == radius}
         assert ours == pytest.approx(expected, abs=1e-5)
-
-
-def test_read_levels_are_those_of_the_dynamics() -> None:
-    states = torch.linspace(-1.2, 1.2, 1001, dtype=F64)
-    for bits in (1, 2, 8):
-        once = states.clone()
-        simulation._quantize_(once, bits)
-        assert (once == quantized(states, bits)).all()
-        assert len(once.unique()) == 2**bits
 
 
 def test_module_r2_averages_readouts_then_inputs(network: Connectome, io: tuple[IOMap, ...]) -> None:

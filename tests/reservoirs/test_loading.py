@@ -219,8 +219,16 @@ def test_sizes_are_checked_before_unpacking(tmp_path: Path, monkeypatch: pytest.
             "net.csv: table, line 3, column 1 = 'c': expected 'b', as column 3's name",
         ),
         ("net.csv", b"0,1\nnan,0\n", "net.csv: weights[1, 0] = nan"),
-        ("net.csv", b"0,1,2\n1,0,2\n", "net.csv: weights.shape = (2, 3)"),
-        ("net.csv", b"0.5,1\n1,0\n2,0\n", "net.csv: weights.shape = (3, 2)"),
+        ("net.csv", b"0,1,2\n1,0,2\n", "net.csv: weights = (2, 3)"),
+        ("net.csv", b"0.5,1\n1,0\n2,0\n", "net.csv: table = (3, 2)"),
+        (
+            "net.csv",
+            b"5,1\n2,0\n1,1\n",
+            "net.csv: table = (3, 2): expected as many rows as columns; a row too many, or",
+        ),
+        ("net.csv", b"2,1\n0,3\n4,0\n", "net.csv: table = (3, 2)"),
+        ("net.csv", b'0,"' + b"1" * 140_000 + b'"\n2,0\n', "net.csv: table, line 1 = '140004 characters'"),
+        ("a" * 5000 + ".csv", None, "expected a path the system can open; File name too long"),
         ("net.csv", b"\xff\xfe0,1\n", "net.csv: table"),
         ("net.npy", b"\x93NUMPY", "net.npy: array"),
         ("net.mat", b"not a mat file", "net.mat: format"),
@@ -244,7 +252,13 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes | None, message: st
         ({"weights_txt": text(W), "tract_lengths_txt": text(W[:2, :2])}, "tract_lengths"),
         ({"weights_txt": text(W), "tract_lengths_txt": text(-np.abs(W))}, "tract_lengths"),
         ({"weights_txt": text(W), "centres_txt": b"a 1 2\n" * 4}, "centres, line 1, column 1 = 'a': expected a number"),
-        ({"weights_txt": text(W), "centres_txt": b"a b 1 2 3\n" * 4}, "centres = ['a', 'b', '1', '2', '3']"),
+        (
+            {"weights_txt": text(W), "centres_txt": b"a b 1 2 3\n" * 4},
+            "centres, line 1, column 2 = 'b': expected a number",
+        ),
+        ({"weights_txt": text(W), "centres_txt": b"1 2\n" * 4}, "centres = ['1', '2']: expected lines of a name"),
+        ({"weights_txt": text(W), "centres_txt": b"a 1 2 3\nb 1 2\n"}, "centres, line 2 = '3 columns': expected 4"),
+        ({"weights_txt_bz2": bz2.compress(100 * text(W))[:-8]}, "weights.txt.bz2 = 'Compressed file ended"),
         ({"weights_txt": text(W), "centres_txt": b"a 1 2 3\n" * 4}, "labels[1] = 'a'"),
         ({"weights_txt": text(W), "centres_txt": b"a 1 2 3\nb 1 2 3\n"}, "labels = 2: expected 4"),
     ],
@@ -256,5 +270,110 @@ def test_bad_archives(tmp_path: Path, members: dict[str, bytes], message: str) -
 
 def test_variable_is_for_mat_files(tmp_path: Path) -> None:
     np.save(tmp_path / "net.npy", W)
-    with pytest.raises(InputError, match=r"variable = 'sc': expected None: only .mat"):
+    with pytest.raises(InputError, match=r"variable = 'sc': expected None, or a name in a .mat file"):
         read(tmp_path / "net.npy", variable="sc")
+    for wrong in (3, ["sc"]):
+        savemat(tmp_path / "net.mat", {"sc": W})
+        with pytest.raises(InputError, match="variable = "):
+            read(tmp_path / "net.mat", variable=wrong)
+
+
+@pytest.mark.parametrize("path", [None, 5, b"net.csv", ["net.csv"], 0.5])
+def test_a_path_is_a_string_or_a_path(path: object) -> None:
+    with pytest.raises(InputError, match=r"^path = .*: expected the path of a file"):
+        read(path)
+
+
+def test_arrays_that_only_end_like_npy(tmp_path: Path) -> None:
+    path = tmp_path / "net.npy"
+    np.savez(tmp_path / "net.npz", W)
+    path.write_bytes((tmp_path / "net.npz").read_bytes())
+    with pytest.raises(InputError, match=r"net\.npy: array = '\.npy': expected one array of numbers, not pickled"):
+        read(path)
+    for header in (b"{'descr': '<f8', 'fortran_order': False, 'shape': (True, 1), }", b"{'descr': '" + 999 * b"("):
+        path.write_bytes(b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header + b"\n" + 64 * b"0")
+        with pytest.raises(InputError, match=r"net\.npy: array"):
+            read(path)
+
+
+def test_a_struct_of_a_mat_file_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.mat"
+    savemat(path, {"subject": {"sc": W}, "name": "ab", "sc": W})
+    monkeypatch.setattr("scipy.io.loadmat", lambda *arguments, **options: pytest.fail("it was unpacked"))
+    for name, kind in (("subject", "struct"), ("name", "char")):
+        with pytest.raises(InputError, match=f"a matrix of numbers, {name} is of class {kind}; save the matrix in it"):
+            read(path, variable=name)
+
+
+def test_names_of_columns(tmp_path: Path) -> None:
+    """Numbers are names where they count the columns, or where a first column repeats them; spaces after commas go."""
+    path = tmp_path / "net.csv"
+    for content, labels in (
+        ("0,1\n0,3\n4,0\n", ("0", "1")),
+        ("1,2\n0,3\n4,0\n", ("1", "2")),
+        (",5,1\n5,0,3\n1,4,0\n", ("5", "1")),
+        ('"a, left", "b"\n0, 3\n4, 0\n', ("a, left", "b")),
+        ("  # a comment\n a b\n 0 3 \n 4 0\n", ("a", "b")),
+    ):
+        path.write_text(content)
+        network = read(path)
+        assert network.labels == labels
+        assert network.to_array().tolist() == [[0, 3], [4, 0]]
+
+
+GRAPHML = """<graphml xmlns="http://graphml.graphdrawing.org/xmlns"><key id="w" for="edge" attr.name="weight"
+attr.type="{kind}">{default}</key><graph edgedefault="{direction}"><node id="a"/><node id="b"/>{edges}
+</graph></graphml>"""
+
+
+def graphml(path: Path, *edges: str, kind: str = "double", default: str = "", direction: str = "directed") -> Path:
+    """Edges as "a b 2": source, target, weight, and then an id, if any."""
+    found = ""
+    for source, target, *rest in map(str.split, edges):
+        data = f'<data key="w">{rest[0]}</data>' if rest else ""
+        found += f'<edge source="{source}" target="{target}"{" ".join(["", *rest[1:]])}>{data}</edge>'
+    path.write_text(GRAPHML.format(kind=kind, default=default, direction=direction, edges=found))
+    return path
+
+
+def test_graphml_defaults_and_doubles(tmp_path: Path) -> None:
+    path = tmp_path / "net.graphml"
+    network = Connectome.from_file(graphml(path, "a b", "b a 3", default="<default>5</default>"))
+    assert network.to_array().tolist() == [[0, 5], [3, 0]]
+    with pytest.raises(InputError, match=r"edge a -> b = True: expected a number as its weight"):
+        Connectome.from_file(graphml(path, "a b true", kind="boolean"))
+    for edges in (("a b 2", "a b 3"), ("a b", "a b")):
+        with pytest.raises(InputError, match=r"edge a -> b = 'there twice': expected each edge once"):
+            Connectome.from_file(graphml(path, *edges))
+    with pytest.raises(InputError, match=r"edge a -> b = 'there twice'"):
+        Connectome.from_file(graphml(path, "a b 2", "b a 3", direction="undirected"))
+    with pytest.raises(InputError, match=r"edges = 'there twice'"):
+        Connectome.from_file(graphml(path, 'a b 2 id="7"', 'a b 3 id="7"'))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_virtual_brain_as_it_ships(tmp_path: Path, compressed: bool) -> None:
+    """All the parts its own archives hold, columns behind the places, and bz2 files of several streams."""
+    path = tmp_path / "connectivity_4.zip"
+    parts = {
+        "areas": b"3.5\n1.0\n2.0\n4.0\n",
+        "average_orientations": b"0 0 1\n" * 4,
+        "centres": CENTRES.replace(b" 0.5\n", b"  0.5 None\n"),
+        "cortical": b"1\n1\n0\n0\n",
+        "hemispheres": b"0\n0\n1\n1\n",
+        "tract_lengths": text(10 * np.abs(W)),
+        "weights": text(W),
+    }
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("info.txt", "distances in mm, weights from 0 to 3\n")
+        for name, data in parts.items():
+            cut = len(data) // 2
+            streams = bz2.compress(data[:cut]) + bz2.compress(data[cut:])
+            archive.writestr(f"{name}.txt.bz2" if compressed else f"{name}.txt", streams if compressed else data)
+    network = read(path, orientation="target_source")
+    assert np.array_equal(network.to_array(), W.T)
+    assert network.tract_lengths is not None
+    assert np.array_equal(network.tract_lengths.toarray(), 10 * np.abs(W.T))
+    assert network.labels == ("a", "b", "c", "d")
+    assert network.coordinates is not None
+    assert network.coordinates.tolist() == [[10.0 * i, -i, 0.5] for i in range(4)]

@@ -106,6 +106,33 @@ def test_annealed_weights_bring_the_strengths_back(kind):
 
 
 @pytest.mark.parametrize("kind", ["undirected", "directed"])
+def test_lognormal_weights_come_near_their_strengths(kind):
+    """From some 0.2 after the swaps; a schedule that starts 100 times as hot ends far from it."""
+    errors = [rewire(network(kind, seed), strengths=True, seed=seed)[1].strength_error for seed in range(3)]
+    assert max(errors) < 0.05
+
+
+def test_equal_weights_have_nothing_to_exchange():
+    original = network("directed")
+    binary = Connectome.from_array(original.to_array() != 0, orientation="source_target")
+    free, annealed = (rewire(binary, strengths=strengths, seed=0) for strengths in (False, True))
+    assert (free.connectome.to_array() == annealed.connectome.to_array()).all()
+    assert free.statistics == annealed.statistics
+    assert annealed.statistics.strength_error == 0
+
+
+def test_swaps_and_weights_have_streams_of_their_own(monkeypatch):
+    keys = []
+    for name in ("swap_edges", "anneal_weights"):
+        real = getattr(nulls, name)
+        monkeypatch.setattr(
+            nulls, name, lambda *args, real=real, **options: keys.append(options["key"]) or real(*args, **options)
+        )
+    rewire(network("directed"), strengths=True, seed=0)
+    assert len({*keys}) == 2
+
+
+@pytest.mark.parametrize("kind", ["undirected", "directed"])
 def test_seeds_decide(kind):
     original = network(kind)
     first, again, other = (rewire(original, strengths=True, seed=seed).connectome.to_array() for seed in (0, 0, 1))
@@ -158,6 +185,20 @@ def test_bad_input_is_refused():
         rewire(original, swaps_per_edge=0, seed=0)
     with pytest.raises(InputError, match="levels"):
         rewire(original.with_levels([]), preserve="degree+levels", seed=0)
+    for wrong in (
+        {"swaps_per_edge": "a"},
+        {"swaps_per_edge": 1e25},
+        {"swaps_per_edge": float("nan")},
+        {"swaps_per_edge": True},
+        {"keep_connected": 1},
+        {"strengths": "no"},
+        {"preserve": np.array(["degree", "degree"])},
+        {"seed": -1},
+    ):
+        with pytest.raises(InputError, match=f"^{next(iter(wrong))} = "):
+            rewire(original, **({"seed": 0} | wrong))
+    with pytest.raises(InputError, match="connectome = 'ndarray': expected a Connectome"):
+        rewire(original.to_array(), seed=0)
     pieces = Connectome.from_array(np.diag(np.ones(3), 1), orientation="source_target")
     with pytest.raises(InputError, match="strongly connected"):
         rewire(pieces, keep_connected=True, seed=0)

@@ -141,6 +141,7 @@ def test_the_readout_is_the_ridge_of_the_core() -> None:
             np.ones(3),
             r"^y = \(3,\): .* 2 outputs, as io\.targets\[0\]",
         ),
+        ({"io": IOMap(inputs=([0],), outputs=([1],))}, np.ones((3, 2)), np.ones((3, 1, 1)), r"^y = \(3, 1, 1\)"),
         ({}, np.array([[1.0], [np.nan]]), np.ones(2), r"^x\[1, 0\] = nan"),
     ],
 )
@@ -154,6 +155,9 @@ def test_bad_use() -> None:
     readout = RidgeReadout().fit(x, y)
     with pytest.raises(InputError, match=r"^x = \(60, 11\): expected shape \(samples, 12\)"):
         readout.predict(x[:, :11])
+    modules = RidgeReadout(io=IOMap(inputs=([0],), outputs=([1, 2],))).fit(x, y)
+    with pytest.raises(InputError, match=r"^x = \(60, 13\): expected shape \(samples, 12\)"):
+        modules.predict(np.hstack([x, x[:, :1]]))
     with pytest.raises(InputError, match=r"^parameters = 'alpha': expected one of penalties"):
         readout.set_params(alpha=1.0)
     with pytest.raises(DegenerateError, match=r"constant"):

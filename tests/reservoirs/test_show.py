@@ -106,6 +106,17 @@ def test_sweep_draws_means_and_intervals() -> None:
     assert clean.lines[0].get_color() == regimes.lines[0].get_color() != clean.lines[1].get_color()
 
 
+def test_radii_in_any_order_give_one_line_from_left_to_right() -> None:
+    figure, shuffled = Figure(), [2, 0, 1]
+    given = {name: values[:, shuffled] for name, values in SCORES.items()}
+    draw_sweep(figure, RADII[shuffled], {"clean": given}, exponents=given)
+    for axes in figure.axes:
+        for line, values in zip(axes.lines[:2], SCORES.values(), strict=True):
+            assert line.get_xdata().tolist() == RADII.tolist()
+            np.testing.assert_allclose(line.get_ydata(), values.mean(0))
+    assert all(text.get_position()[0] > 1 for text in figure.axes[1].texts), "no regime's name on a curve"
+
+
 def test_names_stand_apart_at_the_ends_of_their_lines() -> None:
     figure = Figure()
     close = {name: np.full((1, 3), 0.4 + 1e-4 * i) for i, name in enumerate("abcd")} | {"low": np.zeros((1, 3))}
@@ -121,3 +132,5 @@ def test_names_stand_apart_at_the_ends_of_their_lines() -> None:
 def test_bad_input() -> None:
     with pytest.raises(InputError, match=r"scores\['clean'\]\['flat'\] = \(2, 2\): expected shape \(seeds, 3\)"):
         draw_sweep(Figure(), RADII, {"clean": {"flat": np.zeros((2, 2))}})
+    with pytest.raises(InputError, match=r"exponents\['flat'\] = \(2, 2\): expected shape \(seeds, 3\)"):
+        draw_sweep(Figure(), RADII, {"clean": SCORES}, exponents={"flat": np.zeros((2, 2))})

@@ -9,7 +9,10 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from commissure.core.errors import BackendMissing, InputError
 from commissure.reservoirs import cells
 from commissure.reservoirs.block_model import HierarchicalSBM
 from commissure.reservoirs.cells import Cell, canonical, run_cell, sampled
+from commissure.reservoirs.compare import compare
 from commissure.reservoirs.connectome import Connectome
 from commissure.reservoirs.evaluation import evaluate
 from commissure.reservoirs.io_map import IOMap
@@ -63,6 +67,26 @@ def test_every_row_is_one_of_evaluate() -> None:
     assert result.rows == tuple(expected)
     assert result.missing == ()
     assert len({row.score for row in result.rows}) == len(result.rows)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"leak": 0.5},
+        {"activation": "sigmoid"},
+        {"dtype": torch.float64},
+        {"input_gain": 0.3},
+        {"penalties": 1e-2},
+    ],
+)
+def test_every_setting_reaches_evaluate(options: dict) -> None:
+    io = IOMap(inputs=([0],), outputs=([6, 7], [12, 13, 14]))
+    (cell,) = sweep(models={"m": sampled(flat, 2)}, seeds=(np.int64(5),), io=io, **options).cells(TASK)
+    rows = run_cell(cell).rows
+    scores = evaluate(cell.model, TASK, io=io, spectral_radius=(0.7, 1.1), seed=5, **options)
+    assert [(row.score, row.capacity) for row in rows] == [(s.score, s.capacity) for s in scores]
+    assert rows != run_cell(sweep(models={"m": cell.model}, seeds=(5,), io=io).cells(TASK)[0]).rows
+    assert type(rows[0].seed) is int
 
 
 def test_any_executor_gives_the_same_rows_to_the_last_bit() -> None:
@@ -114,7 +138,7 @@ def test_every_setting_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> No
         {"penalties": 1e-3},
         {"input_gain": 0.5},
         {"leak": 0.5},
-        {"activation": "linear"},
+        {"activation": "sigmoid"},
         {"lyapunov": True},
         {"dtype": torch.float64},
         {"io": ModuleInputs(which="each")},
@@ -142,6 +166,11 @@ def test_keys_are_the_same_in_another_process() -> None:
             assert pool.submit(getattr, cell, "key").result() == cell.key
 
 
+class Plain:
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+
 def test_canonical_texts_tell_contents_apart() -> None:
     a = np.arange(4.0)
     different = [
@@ -157,6 +186,27 @@ def test_canonical_texts_tell_contents_apart() -> None:
         None,
     ]
     assert len({canonical(value) for value in different}) == len(different)
+    same_bytes = [
+        np.zeros(2),
+        np.zeros(2, np.int64),
+        csr_array((2, 2)),
+        csr_array((2, 3)),
+        csr_array([[1.0, 0.0]]),
+        csr_array([[0.0, 1.0]]),
+        partial(flat, 1),
+        partial(flat, 2),
+        partial(flat, seed=1),
+        Logged("a"),
+        Plain("a"),
+        Plain("b"),
+        datetime(2026, 1, 1, tzinfo=UTC),
+        datetime(2026, 1, 2, tzinfo=UTC),
+        flat,
+        sampled,
+    ]
+    assert len({canonical(value) for value in same_bytes}) == len(same_bytes)
+    assert canonical({"b": 1, "a": 2}) == canonical({"a": 2, "b": 1})
+    assert canonical(np.asfortranarray(a.reshape(2, 2))) == canonical(a.reshape(2, 2))
     assert canonical(np.float64(0.5)) == canonical(0.5)
     assert canonical(csr_array(np.eye(2))) == canonical(csr_array(np.eye(2)))
 
@@ -205,6 +255,16 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert resumed.rows == sweep(models={"m": flat}, seeds=range(6)).run(TASK, workers=0).rows
 
 
+def test_a_cell_finished_by_another_process_stays_as_it_is(store: RunStore) -> None:
+    (cell,) = sweep(models={"m": flat}, seeds=(1,)).cells(TASK)
+    kept, finished = cells.CellStore(store), run_cell(cell)
+    assert 0 < finished.wall_s < 600
+    kept.add(cell, finished)
+    kept.add(cell, finished._replace(rows=tuple(replace(row, score=0.0) for row in finished.rows)))
+    assert kept.get(cell) == finished.rows
+    assert store.query("SELECT model, seed FROM reservoir_cells") == [("m", 1)]
+
+
 def test_ctrl_c_keeps_what_is_finished(store: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = {"m": Logged(str(tmp_path), interrupted_seed=2)}
     result = sweep(models=models, seeds=range(4)).run(TASK, store=store, workers=0)
@@ -230,6 +290,27 @@ def test_what_a_cell_warns_of_reaches_the_caller_once() -> None:
         assert len(caught) == len({str(w.message) for w in caught}) >= 1
 
 
+def test_a_repeated_warning_of_each_cell_is_caught_and_told_where_run_was_called() -> None:
+    with pytest.warns(IllConditionedWarning) as caught:
+        sweep(models={"deep": MODELS["deep"]}, penalties=1e-16).run(TASK, workers=0)
+    assert {w.filename for w in caught} == {__file__}
+    for _ in range(2):  # under a filter that would show it once, too
+        with warnings.catch_warnings():
+            warnings.simplefilter("once")
+            assert run_cell(sweep(penalties=1e-16).cells(TASK)[0]).warned
+
+
+def test_a_result_compares_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = sweep(seeds=range(7)).run(TASK, workers=0)
+    expected = compare(result.scores(), "deep", "flat", measure="capacity", seed=3)
+    assert result.compare("deep", "flat", measure="capacity", seed=3) == expected
+    others = (
+        compare(result.scores(), "deep", "flat", measure="capacity"),
+        compare(result.scores(), "deep", "flat", seed=3),
+    )
+    assert len({expected, *others}) == 3
+
+
 def test_progress_counts_cells_those_kept_too(store: RunStore) -> None:
     seen: list[tuple[int, int]] = []
     sweep(seeds=range(2)).run(TASK, store=store, workers=0, progress=lambda done, total: seen.append((done, total)))
@@ -246,6 +327,11 @@ def test_module_inputs() -> None:
     assert [io.inputs[0][0] for io in ModuleInputs(which="each")(network, 0)] == [0, 6, 12, 18]
     assert [io.inputs[0][0] for io in ModuleInputs(which=(2, 1))(network, 0)] == [12, 6]
     assert ModuleInputs(level=1, n_outputs=3, which="each")(network, 0)[0].outputs[0].size == 3
+    assert len(ModuleInputs(level=1, which="each")(network, 0)) == 2
+    read = {tuple(ModuleInputs(n_outputs=3, which=(0,))(network, seed)[0].outputs[0]) for seed in range(10)}
+    assert len(read) > 3
+    with pytest.raises(InputError, match=r"^which = \(\)"):
+        ModuleInputs(which=())(network, 0)
     with pytest.raises(InputError, match=r"^which = 'all'"):
         ModuleInputs(which="all")(network, 0)
 
@@ -274,11 +360,20 @@ def test_without_pandas_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         sweep(seeds=(0,)).run(TASK, workers=0).to_frame()
 
 
+class Unsendable(MemoryCapacity):
+    def __reduce__(self) -> str:
+        raise TypeError("never")
+
+
 def test_what_cannot_be_sent_is_refused_before_anything_runs() -> None:
     with pytest.raises(InputError, match=r"^models\['m'\] = .*a top-level function, or run with workers=0"):
         sweep(models={"m": lambda seed: flat(seed)}).run(TASK, workers=1)
     with pytest.raises(InputError, match=r"^io = "):
         sweep(io=lambda network, seed: ModuleInputs()(network, seed)).run(TASK, workers=1)
+    with pytest.raises(InputError, match=r"^task = "):
+        sweep().run(Unsendable(max_delay=3, length=200, warmup=10), workers=1)
+    with pytest.raises(InputError, match=r"^workers = 1\.5"):
+        sweep().run(TASK, workers=1.5)
     assert sweep(models={"m": lambda seed: flat(seed)}, seeds=(0,)).run(TASK, workers=0).rows
 
 

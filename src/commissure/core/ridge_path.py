@@ -309,10 +309,9 @@ def _residual_squares(s: _Spectrum, d: _Centered, penalties: Array) -> Float[Arr
 
 
 def _mean_slack(s: _Spectrum, d: _Centered, dof: Array, penalties: Array) -> Float[Array, " penalties"]:
-    """1 - effective_dof / n, and 0 where that is rounding."""
+    """1 - effective_dof / n; without left vectors dof < n, and nothing cancels."""
     if s.left is None:
-        slack = 1 - dof / len(d.x)
-        return np.where(slack > _EPS * len(d.x), slack, 0.0)
+        return 1 - dof / len(d.x)
     return np.sum(penalties[:, None] / (s.eigenvalues + penalties[:, None]), axis=1) / len(d.x)
 
 
@@ -325,7 +324,9 @@ def _left_out_squares(s: _Spectrum, d: _Centered, penalties: Array) -> Float[Arr
         residual, slack = scores @ (rest[:, None] * s.target), squares @ rest
         if s.left is None:
             residual, slack = d.y - residual, 1 - slack - (d.weight / d.weight.sum() if d.intercept else 0.0)
-            slack = np.where(slack > _EPS * len(slack), slack, 0.0)
+            lost = s.eigenvalues.max(initial=0.0) * (squares @ rest**2)  # eps of X'X, through each row's own weights
+            lost = np.where(lost * _GRAM_RCOND < 1, lost, np.sqrt(lost))  # beyond: eps of x itself, not squared
+            slack = np.where(slack > _EPS * len(slack) * np.maximum(lost, 1.0), slack, 0.0)
         sums.append(np.sum(_squared_ratio(residual, slack[:, None]), axis=0))
     return np.stack(sums)
 
@@ -356,8 +357,7 @@ def _from_spectrum(
 ) -> RidgePath:
     dof = np.sum(s.eigenvalues * _inverse(s, penalties), axis=-1)
     gcv = _squared_ratio(np.sqrt(squares / n_samples), (1 - dof / n_samples)[..., None])
-    coefficients = _coefficients(s, penalties)
-    return RidgePath(penalties, coefficients, np.zeros_like(gcv), dof, gcv, None)
+    return RidgePath(penalties, _coefficients(s, penalties), np.zeros_like(gcv), dof, gcv, None)
 
 
 def _penalties(penalties: Sequence[float] | Float[Array, " penalties"]) -> Float[Array, " penalties"]:

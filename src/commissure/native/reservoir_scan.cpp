@@ -30,6 +30,25 @@ COMMISSURE_INLINE Vec<T> floor_v(Vec<T> x) {
     return nearest > x ? nearest - T(1) : nearest;
 }
 
+// The bits of tanh_v by a shorter chain of instructions: expm1_v of what is never negative nor large needs no bounds.
+template <class T>
+COMMISSURE_INLINE Vec<T> tanh_bounded(Vec<T> x) {
+    using S = Simd<T>;
+    constexpr int count = int(sizeof(Coefficients<T>::exp) / sizeof(T));
+    const IntVec<T> sign = bits<T>(x) & bits<T>(splat<T>(T(-0.0)));
+    Vec<T> twice = from_bits<T>(bits<T>(x) ^ sign);
+    twice = twice > T(20) ? splat<T>(20) : twice;  // tanh 20 rounds to 1; NaN stays
+    twice += twice;
+    const Vec<T> shifted = twice * T(1.44269504088896340736) + S::kRound;
+    const Vec<T> n = shifted - S::kRound;
+    const Vec<T> r = (twice - n * S::kLn2High) - n * S::kLn2Low;
+    Vec<T> y = splat<T>(Coefficients<T>::exp[count - 1]);
+    for (int i = count - 2; i >= 1; --i) y = y * r + Coefficients<T>::exp[i];
+    const Vec<T> power = from_bits<T>((bits<T>(shifted) << S::kMantissa) + bits<T>(splat<T>(1)));
+    const Vec<T> e = power * (y * r) + (power - T(1));
+    return from_bits<T>(bits<T>(e / (e + T(2))) | sign);
+}
+
 // f(p), and f'(p) where it is wanted.
 template <class T, bool wants_slope>
 COMMISSURE_INLINE Vec<T> activate(int64_t activation, Vec<T> p, Vec<T>& slope) {
@@ -58,7 +77,7 @@ COMMISSURE_INLINE Vec<T> activate(int64_t activation, Vec<T> p, Vec<T>& slope) {
             if (wants_slope) slope = zero;
             return p != p ? p : (p >= T(0.5) ? one : zero);
         default:
-            f = tanh_v<T>(p);
+            f = tanh_bounded<T>(p);
             if (wants_slope) slope = T(1) - f * f;
             return f;
     }
@@ -116,11 +135,15 @@ class Scan {
     static const T* in(const void* p) { return static_cast<const T*>(p); }
     static T* out(void* p) { return static_cast<T*>(p); }
 
+    // Whether a step is tanh and nothing else: what most scans are, in a loop without branches.
+    bool is_plain() const { return m.activation == kTanh && !m.noise && half == 0; }
+
     // The new state from the sum over edges, the drive, and the state before; `slope` is f' where tangents are wanted.
-    template <bool wants_slope>
+    template <bool is_plain, bool wants_slope>
     COMMISSURE_INLINE V update(V sum, V drive, V before, V own_scale, V own_rate, V noise, V& slope) const {
-        const V f = activate<T, wants_slope>(m.activation, sum * own_scale + drive, slope);
+        const V f = activate<T, wants_slope>(is_plain ? int64_t(kTanh) : m.activation, sum * own_scale + drive, slope);
         V x = (T(1) - own_rate) * before + own_rate * f;
+        if (is_plain) return x;
         x = m.noise ? x + noise : x;
         if (half == 0) return x;
         V level = floor_v<T>(x * (steps * T(0.5)));
@@ -151,7 +174,10 @@ class Scan {
             for (int64_t j = 0; j < N; j += kTile) {
                 const int targets = int(N - j < kTile ? N - j : kTile);
                 add_up(j, targets);
-                m.tangents ? advance<true>(t, j, targets) : advance<false>(t, j, targets);
+                if (m.tangents)
+                    advance<false, true>(t, j, targets);
+                else
+                    is_plain() ? advance<true, false>(t, j, targets) : advance<false, false>(t, j, targets);
                 tell(t, j, targets);
             }
             turn_over();
@@ -192,27 +218,32 @@ class Scan {
         for (int v = 0; v < P; ++v)
             store(to + first + v * L, (sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v]));
     }
-    template <bool has_tangents>
-    void advance(int64_t t, int64_t start, int targets) {
+    // The new states of a tile; a function of its own, so that constants stay in registers, and with its own copies of
+    // members, which stores could change for all that a compiler knows.
+    template <bool is_plain, bool has_tangents>
+    __attribute__((noinline)) void advance(int64_t t, int64_t start, int targets) {
         const int lanes = V_ * L;
+        const int64_t inputs = m.inputs;
+        const bool is_own = m.is_own;
+        const T *u = this->u, *scale = this->scale, *weights = this->weights;
         for (int i = 0; i < targets; ++i) {
             const int64_t j = start + i;
             const T* sum = sums + size_t(i) * stride;
             const T* before = now + size_t(j) * stride;
             T* after = next + size_t(j) * stride;
-            const V own_rate = splat<T>(rate[j]);
+            const V own_rate = splat<T>(rate[j]), own_bias = splat<T>(bias[j]);
             for (int v = 0; v < lanes; v += L) {
-                V drive = splat<T>(bias[j]), slope = {}, noise = {};
-                for (int64_t c = 0; c < m.inputs; ++c) {
-                    const V w = m.is_own ? load(weights + (c * N16 + j) * lanes + v) : splat<T>(weights[c * N16 + j]);
+                V drive = own_bias, slope = {}, noise = {};
+                for (int64_t c = 0; c < inputs; ++c) {
+                    const V w = is_own ? load(weights + (c * N16 + j) * lanes + v) : splat<T>(weights[c * N16 + j]);
                     drive += w * load(u + c * lanes + v);
                 }
-                if (m.noise)
+                if (!is_plain && m.noise)
                     for (int r = 0; r < L && v + r < rows; ++r)
                         noise[r] = in(m.noise)[((row + v + r) * m.time + t) * N + j];
                 const V factor = load(scale + v);
-                store(after + v, update<has_tangents>(load(sum + v), drive, load(before + v), factor, own_rate, noise,
-                                                      slope));
+                store(after + v, update<is_plain, has_tangents>(load(sum + v), drive, load(before + v), factor,
+                                                                own_rate, noise, slope));
                 if (!has_tangents) continue;
                 for (int at = lanes + v; at < int(stride); at += lanes)
                     store(after + at, (T(1) - own_rate) * load(before + at) +
@@ -244,25 +275,32 @@ class Scan {
         std::memcpy(now, in(m.state) + row * N, size_t(N) * sizeof(T));
         for (int64_t c = 0; c < m.inputs && m.is_own; ++c)
             std::memcpy(weights + c * N16, in(m.input_weights) + (row * m.inputs + c) * N, size_t(N) * sizeof(T));
-        const V factor = splat<T>(scale[0]);
         for (int64_t t = 0; t < m.time; ++t) {
-            const T* input = in(m.x) + (row * m.time + t) * m.inputs;
             T* to = out(m.states) + (row * m.time + t) * N;
             for (int64_t start = 0; start < N; start += kTile) {
                 const int targets = int(N - start < kTile ? N - start : kTile);
                 add_up_alone(now, m.starts + start, static_cast<const Index*>(m.sources), in(m.values), targets, sums);
-                for (int v = 0; v < targets; v += L) {
-                    const int64_t j = start + v;
-                    V drive = load(bias + j), slope, noise = {};
-                    for (int64_t c = 0; c < m.inputs; ++c) drive += load(weights + c * N16 + j) * splat<T>(input[c]);
-                    for (int i = 0; m.noise && i < L && j + i < N; ++i)
-                        noise[i] = in(m.noise)[(row * m.time + t) * N + j + i];
-                    store(next + j,
-                          update<false>(load(sums + v), drive, load(now + j), factor, load(rate + j), noise, slope));
-                }
+                is_plain() ? advance_alone<true>(t, start, targets) : advance_alone<false>(t, start, targets);
             }
             std::memcpy(to, next, size_t(N) * sizeof(T));
             turn_over();
+        }
+    }
+    template <bool is_plain>
+    __attribute__((noinline)) void advance_alone(int64_t t, int64_t start, int targets) {
+        const int64_t inputs = m.inputs;
+        const T* input = in(m.x) + (row * m.time + t) * inputs;
+        const T *now = this->now, *rate = this->rate, *bias = this->bias, *weights = this->weights, *sums = this->sums;
+        T* next = this->next;
+        const V factor = splat<T>(scale[0]);
+        for (int v = 0; v < targets; v += L) {
+            const int64_t j = start + v;
+            V drive = load(bias + j), slope, noise = {};
+            for (int64_t c = 0; c < inputs; ++c) drive += load(weights + c * N16 + j) * splat<T>(input[c]);
+            for (int i = 0; !is_plain && m.noise && i < L && j + i < N; ++i)
+                noise[i] = in(m.noise)[(row * m.time + t) * N + j + i];
+            store(next + j, update<is_plain, false>(load(sums + v), drive, load(now + j), factor, load(rate + j),
+                                                    noise, slope));
         }
     }
     // The sums of a tile; a function of its own, for its loop needs all registers.

@@ -18,6 +18,7 @@ Milisav et al. 2025 (10.1038/s43588-024-00755-1).
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,9 @@ __all__ = [
     "swap_edges_reference",
 ]
 
+_MOST_PROPOSALS = 10**15  # years; stages times proposals, three words each, stay within 64 bits
+_MOST_STAGES = 1000
+
 
 def swap_edges(
     ends: Int64[np.ndarray, "edges 2"],
@@ -67,19 +71,20 @@ def swap_edges(
     >>> np.bincount(swapped.ends.ravel()).tolist()
     [2, 2, 2, 2]
     """
-    ends, labels = _checked_ends(ends, labels.shape[-1], undirected), np.ascontiguousarray(labels, np.int64)
-    if labels.ndim != 2 or (labels.size and not 0 <= labels.min() <= labels.max() < n_classes - 1):
-        raise InputError("labels", labels.shape, f"shape (levels, nodes), labels from 0 to {n_classes - 2}")
-    if proposals < 0:
-        raise InputError("proposals", proposals, "an integer >= 0")
+    labels = _integers("labels", labels, 2)
+    _check_choices(undirected=undirected, keep_connected=keep_connected)
+    n_classes = _whole("n_classes", n_classes, 1)
+    ends = _checked_ends(ends, labels.shape[1], undirected)
+    if labels.size and not 0 <= labels.min() <= labels.max() < n_classes - 1:
+        raise InputError("labels", (int(labels.min()), int(labels.max())), f"labels from 0 to {n_classes - 2}")
     if keep_connected and not _is_connected(ends, labels.shape[1], undirected):
         kind = "connected" if undirected else "strongly connected"
         raise InputError("ends", f"{len(ends)} edges", f"a {kind} network", "pass keep_connected=False")
     options: dict[str, Any] = {
-        "undirected": undirected,
-        "keep_connected": keep_connected,
-        "proposals": proposals,
-        "key": key,
+        "undirected": bool(undirected),
+        "keep_connected": bool(keep_connected),
+        "proposals": _whole("proposals", proposals, 0),
+        "key": _whole("key", key, 0, 2**64 - 1),
     }
     native = kernels()
     if native is None:
@@ -114,38 +119,39 @@ def anneal_weights(
     >>> told.weights.tolist()
     [2.0, 1.0]
     """
+    _check_choices(undirected=undirected)
+    strengths = _numbers("strengths", strengths)
     nodes = len(strengths) if undirected else len(strengths) // 2
     ends = _checked_ends(ends, nodes, undirected)
-    weights, strengths = np.array(weights, np.float64), np.ascontiguousarray(strengths, np.float64)
-    classes = np.ascontiguousarray(classes, np.int64)
+    weights, classes = _numbers("weights", weights), _integers("classes", classes, 1)
+    if not undirected and len(strengths) % 2:
+        raise InputError("strengths", strengths.shape, "two for each node: as a source, then as a target")
     for name, array in (("weights", weights), ("classes", classes)):
-        if array.shape != (len(ends),) or not np.isfinite(array).all():
-            raise InputError(name, array.shape, f"{len(ends)} finite numbers, one an edge")
+        if len(array) != len(ends):
+            raise InputError(name, array.shape, f"{len(ends)} numbers, one an edge")
     if len(classes) and classes.min() < 0:
         raise InputError("classes", int(classes.min()), "integers >= 0")
-    if min(stages, proposals) < 0 or not temperature > 0 or not 0 < cooling <= 1:
-        given = (stages, proposals, temperature, cooling)
-        raise InputError("stages, proposals, temperature, cooling", given, ">= 0, >= 0, > 0, and 0 < cooling <= 1")
+    temperature, cooling = _positive("temperature", temperature), _positive("cooling", cooling, 1.0)
     schedule: dict[str, Any] = {
-        "stages": stages,
-        "proposals": proposals,
+        "stages": _whole("stages", stages, 0, _MOST_STAGES),
+        "proposals": _whole("proposals", proposals, 0),
         "temperature": temperature,
         "cooling": cooling,
-        "key": key,
+        "key": _whole("key", key, 0, 2**64 - 1),
     }
     native = kernels()
     if native is None:
         return anneal_weights_reference(ends, weights, classes, strengths, undirected=undirected, **schedule)
     _, classes = np.unique(classes, return_inverse=True)
     n_classes = int(classes.max(initial=0)) + 1
-    arguments = (ends, weights, classes.astype(np.int64), n_classes, strengths, nodes, undirected)
+    arguments = (ends, weights, classes.astype(np.int64), n_classes, strengths, nodes, bool(undirected))
     return AnnealedWeights(weights, native.anneal_weights(*arguments, **schedule))
 
 
 def _checked_ends(ends: Int64[np.ndarray, "edges 2"], nodes: int, undirected: bool) -> Int64[np.ndarray, "edges 2"]:
     """A copy of edges between different nodes, each there once."""
-    found = np.array(ends, np.int64, order="C")
-    if found.ndim != 2 or found.shape[1] != 2:
+    found = _integers("ends", ends, 2)
+    if found.shape[1] != 2:
         raise InputError("ends", found.shape, "shape (edges, 2)")
     outside = ((found < 0) | (found >= nodes)).any(1)
     loops = found[:, 0] == found[:, 1]
@@ -164,3 +170,48 @@ def _is_connected(ends: Int64[np.ndarray, "edges 2"], nodes: int, undirected: bo
     graph = coo_array((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(nodes, nodes))
     connection = "weak" if undirected else "strong"
     return int(connected_components(graph, directed=True, connection=connection, return_labels=False)) <= 1
+
+
+def _integers(name: str, values: object, ndim: int) -> np.ndarray:
+    """A contiguous int64 copy."""
+    found = _array(name, values, ndim)
+    if found.dtype.kind not in "iu" and found.size:
+        raise InputError(f"{name}.dtype", str(found.dtype), "integers")
+    return np.array(found, np.int64, order="C")
+
+
+def _numbers(name: str, values: object) -> Float64[np.ndarray, " n"]:
+    """A contiguous float64 copy of finite numbers."""
+    found = _array(name, values, 1)
+    if found.dtype.kind not in "iuf" or not np.isfinite(found).all():
+        raise InputError(name, values, "finite real numbers")
+    return np.array(found, np.float64, order="C")
+
+
+def _array(name: str, values: object, ndim: int) -> np.ndarray:
+    try:
+        found = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(name, type(values).__name__, "an array of numbers", str(error)) from error
+    if found.ndim != ndim:
+        raise InputError(name, found.shape if found.ndim else values, f"an array with {ndim} axes")
+    return found
+
+
+def _whole(name: str, value: object, least: int, most: int = _MOST_PROPOSALS) -> int:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= most:
+        raise InputError(name, value, f"an integer from {least} to {most}")
+    return int(value)
+
+
+def _positive(name: str, value: object, most: float = np.inf) -> float:
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= min(most, sys.float_info.max):  # type: ignore[operator]
+        raise InputError(name, value, "a finite number > 0" if np.isinf(most) else f"a number > 0, at most {most:g}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _check_choices(**choices: object) -> None:
+    for name, choice in choices.items():
+        if not isinstance(choice, bool | np.bool_):
+            raise InputError(name, choice, "True or False")

@@ -8,9 +8,10 @@
 | memory | what a sweep of 20,000 steps adds to the peak memory after one of 2,000; `gain` counts 1 MB at least | MB |
 
 `gain` is the rival's time over ours, turn by turn; `difference` the largest between the two in float64, of states or of
-scores, taken before anything is timed.  Seconds are CPU seconds of the process, all its threads together.  The rival
-of a sweep computes every exponent by a QR decomposition of every step, as its model does; it is timed on
-`EXPONENT_STEPS` steps and multiplied.
+scores, taken before anything is timed.  Seconds are CPU seconds of the process, all its threads together.  Both sides
+simulate in `dtype`; the spectral radius and the readouts are float64's.  The rival of a sweep computes every exponent
+by a QR decomposition of every step, as its model does; it is timed on `EXPONENT_STEPS` steps and multiplied, which
+`rival` says.  Memory is measured on Linux.
 
 Floor of a step: nnz multiply-adds and as many loads of a weight and a 16-bit source a block of rows, `nodes` tanh and
 stores a row.  A row of one block costs two loads (of its state and of a share of the weight) a multiply-add and vector.
@@ -25,6 +26,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -60,6 +62,7 @@ PENALTY = 1e-4
 EXPONENT_STEPS = 5
 QUICK, FULL = ((400, 0.1),), tuple((nodes, density) for nodes in (400, 1000, 5000) for density in (0.01, 0.03, 0.1))
 ROWS = (1, 16, 64)
+_STATUS = Path("/proc/self/status")
 _WORK = 1e8  # multiply-adds a call: some 50 ms of ours
 
 
@@ -191,47 +194,57 @@ def _ours(sweep: Sweep, *, lyapunov: bool = False, dtype: torch.dtype = torch.fl
     return [score.score for score in scores]
 
 
-def _loops(sweep: Sweep) -> list[float]:
-    dense, w_in = sweep.network.to_array(), sweep.io.input_weights(sweep.network.n_nodes)
+def _loops(sweep: Sweep, dtype: type[np.floating] = np.float64) -> list[float]:
+    w_in, own = sweep.io.input_weights(sweep.network.n_nodes), spectral_radius(sweep.network).value
     scores = []
     for radius in RADII:
         kept = []
         for data in (sweep.task.data(0, "train"), sweep.task.data(0, "test")):
-            states = loop_states(dense * (radius / sweep.own), data.inputs[None], w_in)[0]
-            kept.append((states[data.warmup :], data.targets[data.warmup :]))
+            operands = sweep.network.to_array() * (radius / own), data.inputs[None], w_in
+            states = loop_states(*(array.astype(dtype) for array in operands))[0]
+            kept.append((states[data.warmup :].astype(np.float64), data.targets[data.warmup :]))
         scores += module_scores(kept[0], kept[1], modules=sweep.io.outputs, penalty=PENALTY)
     return scores
 
 
-def _exponents(sweep: Sweep) -> None:
+def _exponents(sweep: Sweep, dtype: type[np.floating]) -> Callable[[], object]:
     """The exponents of `EXPONENT_STEPS` steps at radius 1."""
-    dense = sweep.network.to_array() / sweep.own
-    loop_exponents(dense, loop_states(dense, np.ones((1, EXPONENT_STEPS, 1)), sweep.io.input_weights(len(dense)))[0])
+    dense = (sweep.network.to_array() / sweep.own).astype(dtype)
+    drive = np.ones((1, EXPONENT_STEPS, 1), dtype), sweep.io.input_weights(len(dense)).astype(dtype)
+    states = loop_states(dense, *drive)[0]
+    return lambda: loop_exponents(dense, states)
 
 
 def bench_sweep(*, length: int = 2000, repeats: int = 3) -> tuple[BenchRow, ...]:
-    """The whole sweep against the loop in float64, without and with the largest exponent, ours in both precisions."""
+    """The whole sweep against the loop, without and with the largest exponent; both sides in one precision."""
     sweep = _sweep(length)
     different = float(np.abs(np.subtract(_ours(sweep), _loops(sweep))).max())
-    steps = len(RADII) * len(sweep.task.data(0, "train").inputs) / EXPONENT_STEPS
-    runs: list[Callable[[], object]] = [lambda: _loops(sweep), lambda: _exponents(sweep)]
-    for dtype in (torch.float64, torch.float32):
-        runs += [
-            lambda dtype=dtype: _ours(sweep, dtype=dtype),
-            lambda dtype=dtype: _ours(sweep, dtype=dtype, lyapunov=True),
+    steps = len(RADII) * len(sweep.task.data(0, "train").inputs)
+    extrapolated = f"loop, QR of {EXPONENT_STEPS} steps x {steps / EXPONENT_STEPS:g}"
+    sizes, found = (sweep.network.n_nodes, sweep.network.density, 2 * len(RADII)), []
+    for ours, theirs in ((torch.float64, np.float64), (torch.float32, np.float32)):
+        runs: list[Callable[[], object]] = [
+            lambda ours=ours: _ours(sweep, dtype=ours),
+            lambda ours=ours: _ours(sweep, dtype=ours, lyapunov=True),
+            lambda theirs=theirs: _loops(sweep, theirs),
+            _exponents(sweep, theirs),
         ]
-    loops, few, *ours = alternate(runs, repeats=repeats)
-    found = []
-    for i, own in enumerate(ours):
-        part: Literal["sweep", "sweep + exponent"] = "sweep + exponent" if i % 2 else "sweep"
-        gain = gains(np.stack([own, loops + few * steps * (i % 2)]))[0]
-        sizes = sweep.network.n_nodes, sweep.network.density, 2 * len(RADII), ("float64", "float32")[i // 2]
-        found.append(BenchRow(part, "loop", *sizes, float(np.median(own)), gain, different))
+        own, with_exponent, loops, few = alternate(runs, repeats=repeats)
+        parts: tuple[tuple[Literal["sweep", "sweep + exponent"], str, np.ndarray, np.ndarray], ...] = (
+            ("sweep", "loop", own, loops),
+            ("sweep + exponent", extrapolated, with_exponent, loops + few * (steps / EXPONENT_STEPS)),
+        )
+        for part, rival, spent, other in parts:
+            gain, dtype = gains(np.stack([spent, other]))[0], np.dtype(theirs).name
+            found.append(BenchRow(part, rival, *sizes, dtype, float(np.median(spent)), gain, different))
     return tuple(found)
 
 
 def bench_memory(*, length: int = 20000) -> BenchRow:
-    """What a sweep of `length` steps adds to the peak memory of a process that has done one of a tenth."""
+    """What a sweep of `length` steps adds to the peak memory of a process that has done one of a tenth (Linux).
+
+    Ours adds the two series themselves, which the task makes whole.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         ours, loop = pool.map(_added, ("ours", "loop"), (length, length))
     gain = loop / max(ours, 1.0)
@@ -240,15 +253,19 @@ def bench_memory(*, length: int = 20000) -> BenchRow:
     return BenchRow("memory", "loop", *sizes, ours, Range(gain, gain, gain), 0.0)
 
 
-def _added(kind: str, length: int) -> float:
+def _added(kind: Literal["ours", "loop"], length: int) -> float:
     """Megabytes."""
-    import resource  # Unix has it
-
     run = _ours if kind == "ours" else _loops
     run(_sweep(length // 10))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak()
     run(_sweep(length))
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return _peak() - before
+
+
+def _peak() -> float:
+    """Megabytes that were in memory at once; not `getrusage`, whose peak a process inherits from its parent."""
+    lines = _STATUS.read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def bench(*, full: bool = False, repeats: int = 5) -> tuple[BenchRow, ...]:
@@ -259,4 +276,4 @@ def bench(*, full: bool = False, repeats: int = 5) -> tuple[BenchRow, ...]:
             for single in (False, True):
                 found += bench_states(nodes, density, rows=rows, single=single, repeats=repeats)
     found += bench_sweep(repeats=min(repeats, 3))
-    return (*found, bench_memory()) if full else tuple(found)
+    return (*found, bench_memory()) if full and _STATUS.exists() else tuple(found)

@@ -28,7 +28,7 @@ from commissure.core.errors import ConvergenceError, InputError
 from commissure.core.rng import generator
 from commissure.reservoirs.block_tree import BlockTree
 from commissure.reservoirs.connectome import Connectome
-from commissure.reservoirs.inputs import real
+from commissure.reservoirs.inputs import real, whole
 
 __all__ = ["HierarchicalSBM"]
 
@@ -80,14 +80,21 @@ class HierarchicalSBM:
     ) -> None:
         if not isinstance(tree, BlockTree):
             raise InputError("tree", tree, "a BlockTree", "BlockTree.balanced(branching=2, depth=3, leaf_size=50)")
+        for name, choice in (("directed", directed), ("require_connected", require_connected)):
+            if not isinstance(choice, bool | np.bool_):
+                raise InputError(name, choice, "True or False")
         self.tree, self.directed, self.require_connected = tree, bool(directed), bool(require_connected)
-        self.level = tree.depth if level is None else level
+        self.level = tree.depth if level is None else whole("level", level, 0)
         self.decay = real("decay", decay, 0, 1)
         self.prune = real("prune", prune, 0, 1)
         self.inhibitory_fraction = real("inhibitory_fraction", inhibitory_fraction, 0, 1)
+        if not isinstance(weight_range, tuple | list) or len(weight_range) != 2:
+            raise InputError("weight_range", weight_range, "(low, high)")
         low, high = (real(f"weight_range[{at}]", end) for at, end in enumerate(weight_range))
-        if low > high or low == high == 0:
-            raise InputError("weight_range", weight_range, "(low, high) with low <= high, not (0, 0)")
+        if low > high or low == high == 0 or not np.isfinite(high - low):
+            raise InputError(
+                "weight_range", weight_range, "(low, high) with low <= high, not (0, 0), high - low finite"
+            )
         self.weight_range = (low, high)
         if n_edges is not None:
             if p_within is not None:

@@ -29,6 +29,9 @@ from commissure.reservoirs.partitions import checked_levels
 __all__ = ["BlockTree"]
 
 
+_MOST_NODES = 1 << 24  # of a tree: a network of more has no use here, and a slip in a size should not fill the memory
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockTree:
     """Nested partitions of nodes, the finest first; the whole network is the root and no level of its own.
@@ -43,21 +46,29 @@ class BlockTree:
     levels: tuple[Int[np.ndarray, " nodes"], ...]
 
     def __post_init__(self) -> None:
-        if not len(self.levels):
+        levels = checked_levels("levels", self.levels)
+        if not levels:
             raise InputError("levels", (), "one partition at least")
-        object.__setattr__(self, "levels", checked_levels("levels", self.levels))
+        object.__setattr__(self, "levels", levels)
 
     @classmethod
     def balanced(cls, *, branching: int = 2, depth: int = 3, leaf_size: int | Sequence[int] = 50) -> BlockTree:
         """`branching**depth` blocks of `leaf_size` nodes (one number for all, or one a block), nodes in block order."""
         branching, depth = whole("branching", branching, 2), whole("depth", depth, 1)
+        if depth > _MOST_NODES.bit_length() or branching**depth > _MOST_NODES:
+            raise InputError("depth", depth, f"at most {_MOST_NODES} blocks, branching**depth")
         n_blocks = branching**depth
         if isinstance(leaf_size, int | np.integer):
             sizes = [whole("leaf_size", leaf_size, 1)] * n_blocks
         else:
-            sizes = [whole(f"leaf_size[{at}]", size, 1) for at, size in enumerate(leaf_size)]
+            try:
+                sizes = [whole(f"leaf_size[{at}]", size, 1) for at, size in enumerate(leaf_size)]
+            except TypeError as error:  # it cannot be iterated over
+                raise InputError("leaf_size", leaf_size, "an integer >= 1, or one a block") from error
         if len(sizes) != n_blocks:
             raise InputError("leaf_size", len(sizes), f"{n_blocks} sizes, branching**depth, or one for all")
+        if sum(sizes) > _MOST_NODES:
+            raise InputError("leaf_size", leaf_size, f"at most {_MOST_NODES} nodes in all, not {sum(sizes)}")
         blocks = np.repeat(np.arange(n_blocks), sizes)
         return cls(tuple(blocks // branching**level for level in range(depth)))
 
@@ -68,7 +79,7 @@ class BlockTree:
         >>> BlockTree.from_partitions([[0, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1]]).sizes.tolist()
         [1, 2, 3]
         """
-        return cls(tuple(np.asarray(partition) for partition in partitions))
+        return cls(checked_levels("partitions", partitions))
 
     def __repr__(self) -> str:
         return (

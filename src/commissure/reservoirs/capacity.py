@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from commissure.core.errors import DegenerateError, InputError
+from commissure.reservoirs.inputs import listed, numbers, real, whole
 
 __all__ = [
     "ProcessingCapacity",
@@ -71,9 +72,7 @@ def memory_capacity(states: ArrayLike, u: ArrayLike, *, max_delay: int, warmup: 
     >>> memory_capacity(np.stack([u, np.roll(u, 1)], 1), u, max_delay=3).round(1)
     array([1., 1., 0., 0.])
     """
-    if max_delay < 0:
-        raise InputError("max_delay", max_delay, "an integer >= 0")
-    basis, u, skip = _basis(states, u, max(warmup, max_delay))
+    basis, u, skip = _basis(states, u, max(whole("warmup", warmup, 0), whole("max_delay", max_delay, 0)))
     targets = np.stack([u[skip - k : len(u) - k] for k in range(max_delay + 1)], 1)
     return _explained(basis, targets)
 
@@ -100,15 +99,16 @@ def information_processing_capacity(
     from scipy.special import eval_legendre
     from scipy.stats import chi2  # slow to import
 
-    if not len(max_delays) or min(max_delays) < 0:
-        raise InputError("max_delays", max_delays, "a number >= 0 for each degree, at least one")
-    if not 0 < significance < 1:
+    longest = [whole(f"max_delays[{i}]", delay, 0) for i, delay in enumerate(listed("max_delays", max_delays))]
+    if not longest:
+        raise InputError("max_delays", max_delays, "a longest delay for each degree, at least one")
+    if not 0 < real("significance", significance) < 1:
         raise InputError("significance", significance, "a number between 0 and 1")
-    basis, u, skip = _basis(states, u, max(warmup, *max_delays))
+    basis, u, skip = _basis(states, u, max(whole("warmup", warmup, 0), *longest))
     if np.abs(u).max() > 1:
         raise InputError("u", float(np.abs(u).max()), "numbers from -1 to 1, uniform and independent")
-    polynomials = [eval_legendre(degree, u) for degree in range(len(max_delays) + 1)]
-    targets, found = tuple(_products(max_delays)), []
+    polynomials = [eval_legendre(degree, u) for degree in range(len(longest) + 1)]
+    targets, found = tuple(_products(longest)), []
     for start in range(0, len(targets), 256):
         columns = np.ones((len(basis), len(targets[start : start + 256])))
         for column, target in zip(columns.T, targets[start : start + 256], strict=True):
@@ -168,6 +168,7 @@ def linear_memory_capacity_reference(
     """`linear_memory_capacity` by scipy's solver of the Lyapunov equation and a pseudo-inverse."""
     from scipy.linalg import solve_discrete_lyapunov
 
+    _check_linear(weights, input_weights, max_delay, noise, input_variance)
     w, v = weights.detach().double().numpy(), input_weights.detach().double().numpy()
     covariance = solve_discrete_lyapunov(w.T, input_variance * np.outer(v, v), method="direct")
     inverse = np.linalg.pinv(covariance + noise**2 * np.eye(len(w)), rcond=0 if noise else _NULL, hermitian=True)
@@ -180,14 +181,14 @@ def linear_memory_capacity_reference(
 
 def _basis(states: ArrayLike, u: ArrayLike, skip: int) -> tuple[Float[Array, "time rank"], Float[Array, " steps"], int]:
     """Orthonormal columns that span the states after `skip` steps, without their means."""
-    x, signal = np.asarray(states, np.float64), np.asarray(u, np.float64)
+    x, signal = numbers("states", states), numbers("u", u)
     if signal.ndim == 2 and signal.shape[1] == 1:
         signal = signal[:, 0]
-    if x.ndim != 2 or not x.size or not np.isfinite(x).all():
-        raise InputError("states", x.shape, "finite numbers of shape (time, nodes), neither 0")
-    if signal.shape != (len(x),) or not np.isfinite(signal).all():
-        raise InputError("u", signal.shape, f"finite numbers of shape ({len(x)},): one channel")
-    if skip < 0 or len(x) - skip <= x.shape[1] + 1:
+    if x.ndim != 2 or not x.size:
+        raise InputError("states", x.shape, "shape (time, nodes), neither 0")
+    if signal.shape != (len(x),):
+        raise InputError("u", signal.shape, f"shape ({len(x)},): one channel")
+    if len(x) - skip <= x.shape[1] + 1:
         allowed = f"more steps than the {x.shape[1]} nodes and one, after the {skip} left out"
         raise InputError("states", x.shape, allowed, "run longer, or take shorter delays")
     x = x[skip:] - x[skip:].mean(0)
@@ -215,13 +216,19 @@ def _products(max_delays: Sequence[int]) -> Iterator[tuple[tuple[int, int], ...]
 
 
 def _check_linear(weights: Tensor, input_weights: Tensor, max_delay: int, noise: float, input_variance: float) -> None:
-    if weights.ndim != 2 or weights.shape[0] != weights.shape[1] or not torch.isfinite(weights).all():
-        raise InputError("weights", tuple(weights.shape), "a square matrix of finite numbers")
-    if input_weights.shape != weights.shape[:1]:
-        raise InputError("input_weights", tuple(input_weights.shape), f"shape ({len(weights)},)")
-    for name, value, least in (("max_delay", max_delay, 0), ("noise", noise, 0), ("input_variance", input_variance, 0)):
-        if not (np.isfinite(value) and value >= least):
-            raise InputError(name, value, f"a number >= {least}")
+    for name, tensor in (("weights", weights), ("input_weights", input_weights)):
+        if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.float32, torch.float64):
+            raise InputError(name, getattr(tensor, "dtype", type(tensor).__name__), "a float32 or float64 tensor")
+        if not torch.isfinite(tensor).all():
+            raise InputError(name, "not finite", "finite numbers")
+    if weights.ndim != 2 or weights.shape[0] != weights.shape[1] or not len(weights):
+        raise InputError("weights", tuple(weights.shape), "a square matrix")
+    if input_weights.shape != weights.shape[:1] or input_weights.dtype != weights.dtype:
+        found = (tuple(input_weights.shape), input_weights.dtype)
+        raise InputError("input_weights", found, f"shape ({len(weights)},), {weights.dtype}")
+    whole("max_delay", max_delay, 0)
+    real("noise", noise, 0)
+    real("input_variance", input_variance, 0)
     radius = float(torch.linalg.eigvals(weights.detach().double()).abs().max())
     if radius >= 1:
         raise DegenerateError(

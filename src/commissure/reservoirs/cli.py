@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,11 +27,14 @@ Flag = Annotated[bool, Parameter(negative="")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 Whole = Annotated[int, Parameter(converter=whole)]
 Several = Parameter(consume_multiple=True, negative="")
+# Copies of what the modules have: importing them takes torch, hence seconds, also for --help.
 Orientation = Literal["source_target", "target_source"]
 Preserve = Literal["degree", "degree+modules", "degree+levels"]
 
 _Whole = Parameter(converter=whole)
-_NETWORK = "A file (.npy, .csv, .mat, .graphml, .zip of The Virtual Brain), hcp-s400, or the preset milisav2025."
+_NETWORK = (
+    "A file (.npy, .csv, .tsv, .txt, .mat, .graphml, .zip of The Virtual Brain), hcp-s400, or the preset milisav2025."
+)
 _OUTPUTS = "Nodes read in each module; default all for presets, 10 (or the smallest module) for connectomes."
 _INPUTS = "random: one module by seed, each: one after the other; default random for presets, each for connectomes."
 Network = Annotated[str, Parameter(help=_NETWORK)]
@@ -47,10 +51,19 @@ Bits = Annotated[int | None, _Whole, Parameter(help="Precision of the states rea
 Inputs = Annotated[Literal["random", "each"] | None, Parameter(help=_INPUTS)]
 Outputs = Annotated[int | None, _Whole, Parameter(help=_OUTPUTS)]
 Rows = Annotated[Orientation | None, Parameter(help="Of a file that is not symmetric: which way its rows point.")]
-Variable = Annotated[str | None, Parameter(help="Of a .mat file with several matrices.")]
+Variable = Annotated[str | None, Parameter(help="The matrix to take from a .mat file with several.")]
 Figure = Annotated[Path | None, Parameter(help="Figure to write (.svg).")]
 Workers = Annotated[int | None, _Whole, Parameter(help="Processes, 0: none but this one; default one a core.")]
 
+_MOST = 10**6  # seeds, networks, turns: as many as fit into memory as rows
+_MOST_RUNS = 10**4  # each is compared with every other
+_LONGEST = 10**8  # steps; their targets take gigabytes
+# What an option is called in the functions that read it.
+_OPTIONS = {
+    "spectral_radius": "radius", "input_gain": "gain", "penalties": "penalty", "read_noise": "noise",
+    "read_bits": "bits", "n_outputs": "outputs", "max_delay": "delays", "system": "task", "level": "levels",
+}  # fmt: skip
+_NULL = "null-{:04d}.npy"
 _RADII = (0.6, 0.8, 1.0, 1.2, 1.4)
 _PENALTIES = tuple(10.0**k for k in range(-8, 2))  # the readout takes the best by generalized cross-validation
 
@@ -111,28 +124,32 @@ def evaluate(
     from commissure.runs import RunStore
 
     _check_figure(out)
-    _positive(seeds, "seeds")
-    chosen = task_by_name(task, length=length, max_delay=delays)
-    models = models_by_name(network, levels=levels, nulls=nulls, orientation=orientation, variable=variable, seed=seed)
-    sweep = Sweep(
-        models=models,
-        spectral_radius=radius,
-        seeds=range(seed, seed + seeds),
-        io=TaskInputs.published(chosen, of_preset=network in PRESETS, which=inputs, n_outputs=outputs),
-        read_noise=noise,
-        read_bits=(None,) if bits is None else (None, bits),
-        penalties=penalty,
-        input_gain=gain,
-        leak=leak,
-        lyapunov=lyapunov,
-    )
-    with RunStore() as store:
-        found = sweep.run(chosen, store=store, workers=workers)
-    if not found.rows:
-        return 130
+    _within("seeds", seeds)
+    _within("seed", seed, 0, 2**63 - 1 - seeds)  # the run store's integers
+    _within("length", length, 1, _LONGEST)
+    _within("workers", workers or 0, 0)
+    with _named_as_options():
+        chosen = task_by_name(task, length=length, max_delay=delays)
+        models = models_by_name(
+            network, levels=levels, nulls=nulls, orientation=orientation, variable=variable, seed=seed
+        )
+        sweep = Sweep(
+            models=models,
+            spectral_radius=radius,
+            seeds=range(seed, seed + seeds),
+            io=TaskInputs.published(chosen, of_preset=network in PRESETS, which=inputs, n_outputs=outputs),
+            read_noise=noise,
+            read_bits=(None,) if bits is None else (None, bits),
+            penalties=penalty,
+            input_gain=gain,
+            leak=leak,
+            lyapunov=lyapunov,
+        )
+        with RunStore() as store:
+            found = sweep.run(chosen, store=store, workers=workers)
+    _tell(found, list(models), {"network": network, "task": task}, as_json=as_json)
     if out is not None and not found.missing:
         _draw_scores(out, _rows(found))
-    _tell(found, list(models), {"network": network, "task": task}, as_json=as_json)
     return 130 if found.missing else 0
 
 
@@ -146,27 +163,27 @@ def bench(*, full: Flag = False, repeats: Whole = 5, as_json: Json = False) -> N
         All sizes, up to 5000 nodes, which takes some ten minutes; default the published size.
     repeats
         Turns of each contender.
-    as_json
-        Print the rows as JSON.
     """
     from commissure.reservoirs.bench import bench as measure
 
-    rows = measure(full=full, repeats=_positive(repeats, "repeats"))
+    rows = measure(full=full, repeats=_within("repeats", repeats))
     if as_json:
-        _print(json.dumps(_plain(rows)))
+        _print(json.dumps({"rows": _plain(rows)}))
         return
     _print(f"{'part':17} {'nodes':>6} {'density':>8} {'rows':>5} {'dtype':8} {'ours':>10} "
-           f"{'rival':8} {'times ours':>24} {'differs by':>11}")  # fmt: skip
+           f"{'rival':8} {'times ours':>25} {'differs by':>11}")  # fmt: skip
     for row in rows:
-        gain = f"{row.gain.median:.3g} [{row.gain.low:.3g}, {row.gain.high:.3g}]"
+        mark = "*" if row.part == "sweep + exponent" else " "
+        gain = f"{row.gain.median:.3g} [{row.gain.low:.3g}, {row.gain.high:.3g}]{mark}"
         _print(f"{row.part:17} {row.nodes:6} {row.density:8.3f} {row.rows:5} {row.dtype:8} {row.ours:10.4g} "
-               f"{row.rival:8} {gain:>24} {row.difference:11.1e}")  # fmt: skip
-    _print("\nours: microseconds a sequence and step (states), CPU seconds (sweep), times the shorter's (memory)")
+               f"{row.rival:8} {gain:>25} {row.difference:11.1e}")  # fmt: skip
+    _print("\nours: microseconds a sequence and step (states), CPU seconds (sweep), megabytes (memory)")
+    _print("*: extrapolated; the rival's exponents are timed on a few steps and multiplied up to the whole series")
 
 
 @app.command
 def null(
-    network: str,
+    network: Network,
     /,
     *,
     preserve: Preserve = "degree",
@@ -175,8 +192,8 @@ def null(
     swaps_per_edge: float = 10.0,
     keep_connected: Flag = False,
     strengths: Flag = False,
-    orientation: Orientation | None = None,
-    variable: str | None = None,
+    orientation: Rows = None,
+    variable: Variable = None,
     seed: Whole = 0,
     as_json: Json = False,
 ) -> None:
@@ -186,8 +203,6 @@ def null(
 
     Parameters
     ----------
-    network
-        A file (.npy, .csv, .mat, .graphml, .zip of The Virtual Brain), hcp-s400, or the preset milisav2025.
     preserve
         degree, degree+modules (each node's degree inside its module too), degree+levels (at every level).
     count
@@ -200,14 +215,8 @@ def null(
         Stay (strongly) connected.
     strengths
         Keep every node's sum of weights too, nearly.
-    orientation
-        Of a file that is not symmetric: which way its rows point.
-    variable
-        Of a .mat file with several matrices.
     seed
         The first; one more for each network.
-    as_json
-        Print the rows as JSON.
     """
     import numpy as np
 
@@ -215,8 +224,8 @@ def null(
     from commissure.reservoirs.by_name import network_by_name
     from commissure.reservoirs.nulls import rewire
 
-    _check_folder(out)
-    _positive(count, "count")
+    _within("count", count)
+    _check_folder(out, count)
     connectome = network_by_name(
         network, orientation=orientation, variable=variable, seed=seed, with_levels=preserve != "degree"
     )
@@ -225,10 +234,11 @@ def null(
         for k in range(count):
             made = rewire(connectome, preserve=preserve, swaps_per_edge=swaps_per_edge, keep_connected=keep_connected,
                           strengths=strengths, seed=seed + k)  # fmt: skip
-            out.mkdir(exist_ok=True)
-            path = out / f"null-{k:04d}.npy"
-            with replacing(path) as partial, partial.open("wb") as file:
-                np.save(file, made.connectome.to_array(), allow_pickle=False)
+            path = out / _NULL.format(k)
+            with _writing(out):
+                out.mkdir(exist_ok=True)
+                with replacing(path) as partial, partial.open("wb") as file:
+                    np.save(file, made.connectome.to_array(), allow_pickle=False)
             rows.append({"file": str(path), "seed": seed + k, **_plain(made.statistics)})
             advance()
     if as_json:
@@ -243,48 +253,40 @@ def null(
 
 @app.command
 def show(
-    network: str,
+    network: Network,
     /,
     *,
     levels: Annotated[int | None, Parameter(converter=whole)] = None,
     gamma: float = 1.0,
     runs: Whole = 100,
-    orientation: Orientation | None = None,
-    variable: str | None = None,
+    orientation: Rows = None,
+    variable: Variable = None,
     seed: Whole = 0,
-    out: Path | None = None,
+    out: Figure = None,
     as_json: Json = False,
 ) -> None:
     """Print what a network is made of; draw its connectivity, sorted by modules, to OUT (.svg).
 
     Parameters
     ----------
-    network
-        A file (.npy, .csv, .mat, .graphml, .zip of The Virtual Brain), hcp-s400, or the preset milisav2025.
     levels
         Of a preset: 0 random, 1 flat modules, ... up to its depth; default the depth.
     gamma
         Resolution of the modules that are looked for in a network without any: more makes them smaller.
     runs
-        Of Louvain's algorithm, of which the most typical is kept.
-    orientation
-        Of a file that is not symmetric: which way its rows point.
-    variable
-        Of a .mat file with several matrices.
+        Of Louvain's algorithm, of which the most typical is kept.  0: no modules are looked for, as where weights are
+        negative.
     seed
         Draws the network of a preset, and Louvain's runs.
-    out
-        Figure to write.
-    as_json
-        Print one JSON object.
     """
     from commissure.reservoirs.by_name import network_by_name
     from commissure.reservoirs.show import draw_connectivity, facts
 
     _check_figure(out)
-    connectome = network_by_name(
-        network, orientation=orientation, variable=variable, level=levels, gamma=gamma, n_runs=runs, seed=seed
-    )
+    _within("runs", runs, 0, _MOST_RUNS)
+    with _named_as_options():
+        connectome = network_by_name(network, orientation=orientation, variable=variable, level=levels, gamma=gamma,
+                                     with_levels=runs > 0, n_runs=runs, seed=seed)  # fmt: skip
     found = facts(connectome).to_dict()
     if out is not None:
         with _figure(out, (6.5, 5.5)) as figure:
@@ -300,7 +302,8 @@ def show(
 
 
 def _rows(found: Any) -> list[dict[str, Any]]:
-    return [{"network": score.model, **_plain(score)} for score in found.scores()]
+    rows = [_plain(score) for score in found.scores()]
+    return [{"network": row.pop("model"), **row} for row in rows]
 
 
 def _tell(found: Any, names: list[str], about: dict[str, Any], *, as_json: bool) -> None:
@@ -310,7 +313,8 @@ def _tell(found: Any, names: list[str], about: dict[str, Any], *, as_json: bool)
         told = {**about, "rows": _rows(found), "comparisons": _plain(compared), "missing": found.missing}
         _print(json.dumps(told))
         return
-    _print_scores(_rows(found))
+    if found.rows:
+        _print_scores(_rows(found))
     _print_comparisons(compared)
 
 
@@ -341,10 +345,13 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
     radii, exponents = _radii(rows), None
     if rows[0]["lyapunov"] is not None:
         exponents = next(iter(_curves(rows, "lyapunov").values()))
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    width = max(20, *map(len, names))
+    header = f"{'radius':>8}  " + "  ".join(f"{name:^{width}}" for name in names)
     for condition, named in _curves(rows, "score").items():
-        width = max(len(name) for name in named)
-        _print(f"{condition}: mean R² [95 % over {len(next(iter(named.values())))} seeds]")
-        _print(f"{'radius':>8}  " + "  ".join(f"{name:^{max(width, 20)}}" for name in named))
+        counts = sorted({len(values) for values in named.values()})  # several where Ctrl-C left some out
+        _print(f"{condition}: mean R² [95 % over {' or '.join(map(str, counts))} seeds]")
+        _print(header)
         for at, radius in enumerate(radii):
             cells = []
             for values in named.values():
@@ -353,12 +360,13 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
                     cells.append(f"{mean:.4f} [{low:.3f}, {high:.3f}]")
                 else:
                     cells.append(f"{values[0, at]:.4f}")
-            _print(f"{radius:8g}  " + "  ".join(f"{cell:^{max(width, 20)}}" for cell in cells))
+            _print(f"{radius:8g}  " + "  ".join(f"{cell:^{width}}" for cell in cells))
         _print("")
     if exponents is not None:
         _print("largest Lyapunov exponent (nats a step), mean over seeds: ordered below 0, chaotic above")
+        _print(header)
         for at, radius in enumerate(radii):
-            told = "  ".join(f"{values[:, at].mean():^{max(width, 20)}.4f}" for values in exponents.values())
+            told = "  ".join(f"{values[:, at].mean():^{width}.4f}" for values in exponents.values())
             _print(f"{radius:8g}  {told}")
 
 
@@ -404,7 +412,7 @@ def _figure(out: Path, size: tuple[float, float]) -> Iterator[Any]:
 
     figure = Figure(figsize=size, layout="constrained")
     yield figure
-    with replacing(out) as partial:
+    with _writing(out), replacing(out) as partial:
         figure.savefig(partial, format="svg")
 
 
@@ -421,21 +429,60 @@ def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(bar)
 
 
+@contextmanager
+def _named_as_options() -> Iterator[None]:
+    """Errors name the option that was typed, not the argument it became."""
+    try:
+        yield
+    except InputError as error:
+        name, bracket, rest = error.argument.partition("[")
+        allowed = error.allowed
+        if name == "system":
+            allowed = allowed.replace("one of ", "one of memory, nonlinear, multitask, ")
+        raise InputError(_OPTIONS.get(name, name) + bracket + rest, error.value, allowed, error.fix) from error
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """A place that the system refuses is bad input."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError("out", str(out), "a place that can be written", error.strerror or str(error)) from error
+
+
 def _check_figure(out: Path | None) -> None:
-    if out is not None:
+    if out is None:
+        return
+    with _writing(out):
         check_target(out, "out")
-        if out.suffix != ".svg":
-            raise InputError("out", str(out), "a name ending in .svg", f"pass {out.with_suffix('.svg')}")
+    if out.suffix != ".svg":
+        raise InputError("out", str(out), "a name ending in .svg", f"pass {out.with_suffix('.svg')}")
+    _check_writable(out, out.parent)
 
 
-def _check_folder(out: Path) -> None:
-    if not out.parent.is_dir() or (out.exists() and not out.is_dir()):
-        raise InputError("out", str(out), "a folder, or a new one in an existing folder")
+def _check_folder(out: Path, count: int) -> None:
+    """Also that it holds no other nulls: a script that reads all of a folder would mix them."""
+    with _writing(out):
+        exists = out.exists()
+        if not out.parent.is_dir() or (exists and not out.is_dir()):
+            raise InputError("out", str(out), "a folder, or a new one in an existing folder")
+        written = {_NULL.format(k) for k in range(count)}
+        others = sorted(path.name for path in out.glob("null-*.npy") if path.name not in written)
+    if others:
+        raise InputError("out", str(out), f"a folder without other nulls, found {others[0]}", "take a new folder")
+    _check_writable(out, out if exists else out.parent)
 
 
-def _positive(value: int, name: str) -> int:
-    if value < 1:
-        raise InputError(name, value, "an integer >= 1")
+def _check_writable(out: Path, folder: Path) -> None:
+    """Before the work, not after it."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError("out", str(out), "a place that can be written", f"{folder} cannot be")
+
+
+def _within(name: str, value: int, least: int = 1, most: int = _MOST) -> int:
+    if not least <= value <= most:
+        raise InputError(name, value, f"an integer from {least} to {most}")
     return value
 
 

@@ -23,6 +23,7 @@ from commissure.core.errors import DegenerateError, InputError
 from commissure.core.rng import spawn
 from commissure.reservoirs.connectome import Connectome
 from commissure.reservoirs.inputs import real, whole
+from commissure.reservoirs.partitions import checked_levels
 
 __all__ = ["LouvainHierarchy", "adjusted_rand_index", "louvain_hierarchy"]
 
@@ -51,6 +52,8 @@ def louvain_hierarchy(connectome: Connectome, *, gamma: float = 1.0, n_runs: int
     """
     import networkx as nx
 
+    if not isinstance(connectome, Connectome):
+        raise InputError("connectome", type(connectome).__name__, "a Connectome", "Connectome.from_array(weights, ...)")
     gamma, n_runs = real("gamma", gamma, 0), whole("n_runs", n_runs, 1)
     weights = connectome.weights
     if (weights.data < 0).any():
@@ -70,8 +73,7 @@ def louvain_hierarchy(connectome: Connectome, *, gamma: float = 1.0, n_runs: int
     for a in range(n_runs):
         for b in range(a):
             pairs[a, b] = pairs[b, a] = adjusted_rand_index(runs[a][0], runs[b][0])
-    others = max(1, n_runs - 1)
-    mean = (pairs.sum(1) - 1) / others if n_runs > 1 else np.ones(1)
+    mean = (pairs.sum(1) - 1) / (n_runs - 1) if n_runs > 1 else np.ones(1)
     medoid = int(mean.argmax())
     n_modules = tuple(int(run[0].max()) + 1 for run in runs)
     return LouvainHierarchy(tuple(runs[medoid]), float(mean[medoid]), float(mean.mean()), n_modules)
@@ -83,6 +85,8 @@ def adjusted_rand_index(a: Int[np.ndarray, " nodes"], b: Int[np.ndarray, " nodes
     >>> adjusted_rand_index(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0]))
     1.0
     """
+    (a,) = checked_levels("a", [a])
+    (b,) = checked_levels("b", [b], len(a))
     table = np.zeros((int(a.max()) + 1, int(b.max()) + 1))
     np.add.at(table, (a, b), 1)
     together, in_a, in_b = (_pairs(counts) for counts in (table, table.sum(1), table.sum(0)))

@@ -92,7 +92,10 @@ def compare(
     conditions: dict[tuple, dict[str, dict[int, float]]] = {}
     for s in scores:
         key = (s.spectral_radius, s.read_noise, s.read_bits, s.weight_bits)
-        conditions.setdefault(key, {a: {}, b: {}}).setdefault(s.model, {})[s.seed] = getattr(s, measure)
+        by_seed = conditions.setdefault(key, {a: {}, b: {}}).setdefault(s.model, {})
+        if s.seed in by_seed:
+            raise InputError("scores", (s.model, s.seed, *key), "one score for each model, seed and condition")
+        by_seed[s.seed] = getattr(s, measure)
     rows = [_one(a, b, key, by_model[a], by_model[b], seed) for key, by_model in conditions.items()]
     corrected = holm([row.p_value for row in rows])
     return tuple(replace(row, p_holm=float(p)) for row, p in zip(rows, corrected, strict=True))

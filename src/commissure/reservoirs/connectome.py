@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -63,12 +63,16 @@ class Connectome:
             "labels": None if self.labels is None else _checked_labels(self.labels, n),
             "levels": checked_levels("levels", self.levels, n),
             "coordinates": None if self.coordinates is None else _checked_coordinates(self.coordinates, n),
-            "provenance": tuple(self.provenance),
+            "provenance": _strings(
+                "provenance", self.provenance, "a tuple of strings: what made the network, in order"
+            ),
         }
         if self.tract_lengths is not None:
             lengths = _checked_matrix("tract_lengths", self.tract_lengths)
-            if lengths.shape != weights.shape or (lengths.data < 0).any():
-                raise InputError("tract_lengths", lengths.shape, f"shape {weights.shape}, lengths >= 0 in mm")
+            if lengths.shape != weights.shape:
+                raise InputError("tract_lengths", lengths.shape, f"shape {weights.shape}, as the weights")
+            if (lengths.data < 0).any():
+                raise InputError("tract_lengths", float(lengths.data.min()), "lengths >= 0 in mm")
             found["tract_lengths"] = lengths
         for name, value in found.items():
             object.__setattr__(self, name, value)
@@ -90,8 +94,10 @@ class Connectome:
         `orientation="source_target"`: entry [i, j] is the edge from i to j; "target_source": from j to i.  A symmetric
         matrix may leave it None.
         """
-        if orientation not in ("source_target", "target_source", None):
+        if orientation is not None and not (isinstance(orientation, str) and orientation in get_args(Orientation)):
             raise InputError("orientation", orientation, "'source_target', 'target_source' or None")
+        if not isinstance(provenance, str):
+            raise InputError("provenance", provenance, "a string: what made the network")
         matrix = as_csr("weights", weights)
         lengths = None if tract_lengths is None else as_csr("tract_lengths", tract_lengths)
         if orientation is None and not _is_symmetric(matrix):
@@ -101,9 +107,9 @@ class Connectome:
             matrix, lengths = csr_array(matrix.T), None if lengths is None else csr_array(lengths.T)
         return cls(
             matrix,
-            labels=None if labels is None else tuple(labels),
-            levels=tuple(np.asarray(level) for level in levels),
-            coordinates=None if coordinates is None else np.asarray(coordinates, np.float64),
+            labels=labels,  # type: ignore[arg-type]  # it and the next two are checked as what they are
+            levels=levels,  # type: ignore[arg-type]
+            coordinates=coordinates,  # type: ignore[arg-type]
             tract_lengths=lengths,
             provenance=(provenance,) if provenance else (),
         )
@@ -147,28 +153,36 @@ class Connectome:
         if not self.levels:
             fix = "with_levels(louvain_hierarchy(connectome, seed=0).levels), or partitions of your own"
             raise InputError("levels", (), "a connectome with at least one partition", fix)
-        if not isinstance(level, int | np.integer) or not 0 <= level < len(self.levels):
+        is_number = isinstance(level, int | np.integer) and not isinstance(level, bool)
+        if not is_number or not 0 <= level < len(self.levels):
             raise InputError("level", level, f"0 (the finest) to {len(self.levels) - 1}")
         return groups(self.levels[level])
 
     def with_levels(self, levels: Sequence[ArrayLike]) -> Connectome:
         """The same network with these partitions, the finest first."""
-        return replace(self, levels=tuple(np.asarray(level) for level in levels))
+        return replace(self, levels=checked_levels("levels", levels, self.n_nodes))
 
     def to_array(self) -> Float[np.ndarray, "n n"]:
         """The weights as a dense array, sources in rows."""
         return self.weights.toarray()
 
 
-def as_csr(name: str, matrix: Weights) -> csr_array:
-    """A square finite matrix as a float64 copy."""
-    dense = matrix if issparse(matrix) else np.asarray(matrix)
+def as_csr(name: str, network: Connectome | Weights) -> csr_array:
+    """The weights of a network, or a square finite matrix, as a float64 copy with each edge once and no zeros."""
+    matrix = network.weights if isinstance(network, Connectome) else network
+    try:
+        dense = matrix if issparse(matrix) else np.asarray(matrix)
+    except (TypeError, ValueError, RuntimeError) as error:  # numpy's, for ragged lists; torch's, for what has no array
+        raise InputError(name, type(matrix).__name__, "a square matrix of real numbers", str(error)) from error
     if dense.ndim != 2 or dense.shape[0] != dense.shape[1] or not dense.shape[0]:
-        raise InputError(f"{name}.shape", tuple(dense.shape), "a square matrix (n, n)", "one row and column a node")
-    if not (np.issubdtype(dense.dtype, np.number) or dense.dtype == bool) or np.iscomplexobj(dense):
+        given = tuple(dense.shape) if dense.ndim else matrix
+        raise InputError(name, given, "a square matrix (n, n)", "one row and column a node")
+    if dense.dtype.kind not in "biuf":
         raise InputError(f"{name}.dtype", str(dense.dtype), "real numbers")
-    csr = csr_array(dense, dtype=np.float64, copy=True)
+    with np.errstate(over="ignore"):  # long doubles beyond float64 become infinite and are refused as that
+        csr = csr_array(dense, dtype=np.float64, copy=True)
     csr.sum_duplicates()
+    csr.eliminate_zeros()
     bad = np.flatnonzero(~np.isfinite(csr.data))
     if len(bad):
         row = int(np.searchsorted(csr.indptr, bad[0], side="right")) - 1
@@ -181,12 +195,12 @@ def _checked_matrix(name: str, matrix: Weights) -> csr_array:
     """A canonical read-only copy without self-loops and explicit zeros."""
     csr = as_csr(name, matrix)
     row = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
-    loops = (csr.indices == row) & (csr.data != 0)
+    loops = csr.indices == row
     if loops.any():
         message = f"{name}: {int(loops.sum())} entries on the diagonal left out, the first at node {row[loops][0]}"
         warnings.warn(SelfLoopWarning(message), stacklevel=4)
-    csr.data[csr.indices == row] = 0
-    csr.eliminate_zeros()
+        csr.data[loops] = 0
+        csr.eliminate_zeros()
     for part in (csr.data, csr.indices, csr.indptr):
         part.flags.writeable = False
     return csr
@@ -197,20 +211,41 @@ def _is_symmetric(matrix: csr_array) -> bool:
 
 
 def _checked_labels(labels: Sequence[str], n: int) -> tuple[str, ...]:
-    if len(labels) != n:
-        raise InputError("labels", len(labels), f"{n} labels, one a node")
+    found = _strings("labels", labels, f"{n} strings, one a node")
+    if len(found) != n:
+        raise InputError("labels", len(found), f"{n} labels, one a node")
     seen: dict[str, int] = {}
-    for node, label in enumerate(labels):
-        if not isinstance(label, str) or label in seen:
-            raise InputError(f"labels[{node}]", label, "a string of its own for each node")
+    for node, label in enumerate(found):
+        if label in seen:
+            raise InputError(f"labels[{node}]", label, f"a string of its own for each node; {seen[label]} has this one")
         seen[label] = node
-    return tuple(labels)
+    return found
+
+
+def _strings(name: str, values: Sequence[str], allowed: str) -> tuple[str, ...]:
+    try:
+        found = None if isinstance(values, str) else tuple(values)
+    except TypeError:
+        found = None
+    if found is None:
+        raise InputError(name, values, allowed)
+    for at, value in enumerate(found):
+        if not isinstance(value, str):
+            raise InputError(f"{name}[{at}]", value, "a string")
+    return tuple(map(str, found))  # numpy's strings too
 
 
 def _checked_coordinates(coordinates: ArrayLike, n: int) -> Float[np.ndarray, "n 3"]:
-    found = np.array(coordinates, np.float64)
-    if found.shape != (n, 3):
-        raise InputError("coordinates.shape", found.shape, f"({n}, 3): x, y, z in mm of each node")
+    allowed = f"({n}, 3): x, y, z in mm of each node"
+    try:
+        given = np.asarray(coordinates)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError("coordinates", coordinates, allowed) from error
+    if given.dtype.kind not in "biuf":
+        raise InputError("coordinates.dtype", str(given.dtype), "real numbers")
+    if given.shape != (n, 3):
+        raise InputError("coordinates.shape", given.shape, allowed)
+    found = given.astype(np.float64)
     bad = np.argwhere(~np.isfinite(found))
     if len(bad):
         raise InputError(f"coordinates[{', '.join(map(str, bad[0]))}]", float(found[tuple(bad[0])]), "finite numbers")

@@ -28,6 +28,7 @@ from commissure.core.errors import InputError
 from commissure.core.mixer import select
 from commissure.core.rng import generator
 from commissure.native.reservoir import reservoir_scan
+from commissure.reservoirs.inputs import numbers, whole
 from commissure.reservoirs.reservoir import Reservoir, ReservoirState
 from commissure.reservoirs.state_noise import place_noise
 
@@ -150,14 +151,14 @@ def regime(reservoir: Reservoir, u: ArrayLike, *, warmup: int = 100, seed: int =
 
 
 def _checked(reservoir: Reservoir, u: ArrayLike, k: int, warmup: int) -> Float[Tensor, "1 time inputs"]:
-    array = np.asarray(u, np.float64)
+    if not isinstance(reservoir, Reservoir):
+        raise InputError("reservoir", type(reservoir).__name__, "a Reservoir")
+    array = numbers("u", u)
     if array.ndim != 2 or array.shape[1] != reservoir.n_inputs:
         raise InputError("u", array.shape, f"shape (time, {reservoir.n_inputs})")
-    if not np.isfinite(array).all():
-        raise InputError("u", "not finite", "finite numbers")
-    if not 1 <= k <= reservoir.n_nodes:
+    if whole("k", k, 1) > reservoir.n_nodes:
         raise InputError("k", k, f"an integer from 1 to the {reservoir.n_nodes} nodes")
-    if not 0 <= warmup <= len(array) - _BLOCKS:
+    if whole("warmup", warmup, 0) > len(array) - _BLOCKS:
         raise InputError(
             "warmup", warmup, f"0 to {len(array) - _BLOCKS}: {_BLOCKS} of the {len(array)} steps must follow"
         )

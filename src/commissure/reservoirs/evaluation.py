@@ -32,12 +32,11 @@ from scipy.sparse import csr_array
 from commissure.core.errors import DegenerateError, InputError
 from commissure.native.reservoir import ACTIVATIONS, Activation, reservoir_matrix
 from commissure.reservoirs.connectome import Connectome
-from commissure.reservoirs.inputs import real, whole
+from commissure.reservoirs.inputs import real
 from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.moments import IllConditionedWarning, ReadoutFactor, ReadoutMoments
-from commissure.reservoirs.reservoir import per_node, rounded, square
+from commissure.reservoirs.reservoir import check_bits, gains, per_node, rounded, square
 from commissure.reservoirs.simulation import Condition, Reading, Simulation
-from commissure.reservoirs.spectral import spectral_radius as spectral_radius_of
 from commissure.reservoirs.tasks.data import Split, Task, TaskData
 
 __all__ = ["ModuleScore", "Score", "evaluate", "module_r2"]
@@ -277,14 +276,13 @@ def _simulation(
     for i, each in enumerate(maps):
         _check_map(f"io[{i}]", each, task)
         each.check(network)
-    own = _radius(weights) if any(radius is not None for radius in radii) else 1.0
-    _bits("weight_bits", weight_bits, 2)
+    factors = gains(weights, radii)
+    check_bits("weight_bits", weight_bits, 2)
     if weight_bits is not None:
         weights = rounded(weights, weight_bits)
-    gains = [1.0 if radius is None else real("spectral_radius", radius, 0.0) / own for radius in radii]
     return Simulation(
         matrix=reservoir_matrix(weights, dtype=dtype),
-        gains=torch.tensor(gains, dtype=dtype),
+        gains=torch.tensor(factors, dtype=dtype),
         series=series,
         io=tuple(maps),
         input_gain=real("input_gain", input_gain),
@@ -294,27 +292,12 @@ def _simulation(
     )
 
 
-def _radius(weights: csr_array) -> float:
-    """The network's own spectral radius; 0 raises, for it cannot be scaled."""
-    value = spectral_radius_of(weights).value
-    if value == 0:
-        raise DegenerateError(
-            "the network has no cycle, so its spectral radius is 0 and cannot be scaled; pass spectral_radius=None"
-        )
-    return value
-
-
 def _conditions(noises: list[float], bits: list[int | None]) -> list[Condition]:
     for i, noise in enumerate(noises):
         real(f"read_noise[{i}]", noise, 0.0)
     for i, number in enumerate(bits):
-        _bits(f"read_bits[{i}]", number, 1)
+        check_bits(f"read_bits[{i}]", number, 1)
     return [Condition(float(noise), number) for noise, number in product(noises, bits)]
-
-
-def _bits(name: str, value: int | None, least: int) -> None:
-    if value is not None and whole(name, value, least) > 16:
-        raise InputError(name, value, f"{least} to 16, or None for none")
 
 
 def _check_series(split: Split, data: TaskData) -> None:

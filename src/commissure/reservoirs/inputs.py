@@ -1,14 +1,17 @@
-"""What networks and reservoirs accept: integers and real numbers in a range; everything else is an InputError."""
+"""What networks and reservoirs accept: numbers in a range, arrays of them, names; all else is an InputError."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from commissure.core.errors import InputError
 
-__all__ = ["real", "whole"]
+__all__ = ["listed", "named", "numbers", "real", "whole"]
 
 
 def whole(argument: str, value: object, at_least: int) -> int:
@@ -33,6 +36,52 @@ def real(argument: str, value: object, at_least: float = -math.inf, at_most: flo
     if not is_number or not math.isfinite(value) or not at_least <= value <= at_most:  # type: ignore[arg-type,operator]
         raise InputError(argument, value, _range(at_least, at_most))
     return float(value)  # type: ignore[arg-type]
+
+
+def numbers(argument: str, values: object) -> Float[np.ndarray, ...]:
+    """An array of finite real numbers as float64, uncopied where it is one already; of bools too, not of strings.
+
+    >>> numbers("u", [1.0, float("nan")])
+    Traceback (most recent call last):
+    commissure.core.errors.InputError: u[1] = nan: expected a finite number
+    """
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged; a tensor of a GPU, or one that wants a gradient
+        raise InputError(argument, type(values).__name__, "an array of real numbers", str(error)) from None
+    if array.dtype.kind not in "biuf":
+        raise InputError(argument, values, "an array of real numbers")
+    array = array.astype(np.float64, copy=False)
+    if not np.isfinite(array).all():
+        at = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        place = f"{argument}[{', '.join(map(str, at))}]" if at else argument
+        raise InputError(place, float(array[at]), "a finite number")
+    return array
+
+
+def listed(argument: str, values: object) -> list[Any]:
+    """The items of a list, a tuple, a range or an array.
+
+    >>> listed("modules", ([0, 1], [2]))
+    [[0, 1], [2]]
+    """
+    try:
+        if not isinstance(values, str | bytes):
+            return list(values)  # type: ignore[call-overload]
+    except TypeError:
+        pass
+    raise InputError(argument, values, "a list, a tuple or an array")
+
+
+def named(argument: str, value: object, allowed: Sequence[str]) -> None:
+    """Refuse what is none of the names `allowed`.
+
+    >>> named("method", "acf", ("fit", "integrated"))
+    Traceback (most recent call last):
+    commissure.core.errors.InputError: method = 'acf': expected one of fit, integrated
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise InputError(argument, value, f"one of {', '.join(allowed)}")
 
 
 def _range(at_least: float, at_most: float) -> str:

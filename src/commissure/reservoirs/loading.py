@@ -3,10 +3,13 @@
 | suffix | what is read |
 |---|---|
 | .npy | one square array (never a pickled one) |
-| .csv, .tsv, .txt | a square table; a first row, and then a first column, of names are recognized |
+| .csv, .tsv, .txt | a square table; a first row of names, and a first column of the same ones, are recognized |
 | .mat | the square numeric variable, or the one named (MATLAB 7.2 and older; sparse ones too) |
-| .graphml | nodes, edges and the edge attribute `weight` (1 where no edge has one); edges know their direction |
+| .graphml | nodes, edges, the edge attribute `weight` or its default (1 where there is none), directed or not |
 | .zip | a connectivity of The Virtual Brain: weights, tract lengths (mm), centres (names, mm), text or bz2 |
+
+A row more than columns means names in the first row.  Names that are all numbers look like a row too many, so without
+names in a first column they are taken only as the columns counted from 0 or from 1, which pandas writes.
 
 Sizes are checked before anything is unpacked: at most 1 GiB of text, 2^28 entries in a dense matrix.
 The Virtual Brain's simulator reads rows as targets ("target_source").
@@ -17,9 +20,10 @@ from __future__ import annotations
 import bz2
 import csv
 import hashlib
+import io
 import zipfile
 from collections.abc import Callable, Iterator
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -48,15 +52,21 @@ def load(
 
     `orientation` may be None for symmetric matrices and GraphML only.  Errors name the file and say what to do.
     """
+    if not isinstance(path, str | PathLike) or not isinstance(fspath(path), str):
+        raise InputError("path", path, "the path of a file, a string or a pathlib.Path")
     path = Path(path)
     read = _READERS.get(path.suffix.lower())
     if read is None:
         raise InputError("path", str(path), f"a file that ends in {', '.join(_READERS)}", "convert it to one of them")
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # a name that the file system does not take
+        raise InputError("path", str(path), "a path the system can open", str(error.strerror)) from error
+    if not is_file:
         raise InputError("path", str(path), "an existing file")
-    if variable is not None and read is not _read_mat:
-        raise InputError("variable", variable, "None: only .mat files hold several matrices")
-    if read is _read_graphml and orientation == "target_source":
+    if variable is not None and (read is not _read_mat or not isinstance(variable, str)):
+        raise InputError("variable", variable, "None, or a name in a .mat file: only they hold several matrices")
+    if read is _read_graphml and orientation is not None and str(orientation) == "target_source":
         raise InputError("orientation", orientation, "None: GraphML names the source and the target of every edge")
     try:
         found = read(path, variable) if read is _read_mat else read(path)
@@ -65,14 +75,16 @@ def load(
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         made = f"from_file({path.name!r}, orientation={orientation!r}), sha256 {digest}"
         return Connectome.from_array(**found, orientation=orientation, provenance=made)
+    except OSError as error:
+        raise InputError("path", str(path), "a file that can be read", str(error)) from error
     except InputError as error:
         raise InputError(f"{path}: {error.argument}", error.value, error.allowed, error.fix) from error
 
 
 def _read_npy(path: Path) -> dict[str, Any]:
     try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)  # the header is checked against the file's size
-    except (ValueError, OSError, EOFError) as error:
+        matrix = np.lib.format.open_memmap(path, mode="r")  # the header is checked against the file's size
+    except Exception as error:  # numpy raises whatever a damaged header causes
         fix = f"save it with np.save(path, matrix) as numbers ({error})"
         raise InputError("array", path.suffix, "one array of numbers, not pickled", fix) from error
     _check_size(matrix.shape)
@@ -99,6 +111,9 @@ def _read_mat(path: Path, variable: str | None) -> dict[str, Any]:
             raise InputError("variable", None, f"one square matrix, found {len(square)}", fix)
         name = square[0] if variable is None else variable
         shape, kind = held[name]
+        if kind in _NOT_NUMBERS:
+            fix = f"save the matrix in it as a variable of its own, the file holds {', '.join(held)}"
+            raise InputError("variable", variable, f"a matrix of numbers, {name} is of class {kind}", fix)
         if kind != "sparse":
             _check_size(shape)
         return {"weights": loadmat(str(path), variable_names=[name])[name]}
@@ -119,19 +134,27 @@ def _read_graphml(path: Path) -> dict[str, Any]:
         graph = nx.read_graphml(path)
     except Exception as error:  # of the XML parser or of networkx, for whatever is no GraphML
         raise InputError("format", str(error), "readable GraphML") from error
-    edges = list(graph.edges(data="weight"))
-    without = [edge for edge in edges if edge[2] is None]
-    if without and len(without) < len(edges):
-        raise InputError(f"edge {without[0][0]} -> {without[0][1]}", None, "a weight, as other edges have")
-    if without:
-        nx.set_edge_attributes(graph, 1.0, "weight")
-    bad = [edge for edge in edges if edge[2] is not None and not isinstance(edge[2], int | float)]
-    if bad:
-        raise InputError(f"edge {bad[0][0]} -> {bad[0][1]}", bad[0][2], "a number as its weight")
+    _check_edges(graph)
     if not len(graph):
         raise InputError("graph", 0, "one node at least")
     matrix = nx.to_scipy_sparse_array(graph, weight="weight", dtype=np.float64)
     return {"weights": matrix, "labels": tuple(str(node) for node in graph)}
+
+
+def _check_edges(graph: Any) -> None:
+    """Give every edge its weight: its own, the attribute's default, or 1 where none has any."""
+    if graph.is_multigraph():  # networkx makes one of every file with parallel edges; those of one id are one edge
+        repeated = next((f"edge {a} -> {b}" for a, b in graph.edges() if graph.number_of_edges(a, b) > 1), "edges")
+        raise InputError(repeated, "there twice", "each edge once", "sum parallel edges or leave one of them")
+    default = graph.graph.get("edge_default", {}).get("weight")
+    edges = [(a, b, default if weight is None else weight) for a, b, weight in graph.edges(data="weight")]
+    without = [edge for edge in edges if edge[2] is None]
+    if without and len(without) < len(edges):
+        raise InputError(f"edge {without[0][0]} -> {without[0][1]}", None, "a weight, as other edges have")
+    for a, b, weight in edges:
+        if weight is not None and (not isinstance(weight, int | float) or isinstance(weight, bool)):
+            raise InputError(f"edge {a} -> {b}", weight, "a number as its weight")
+        graph.edges[a, b]["weight"] = 1.0 if weight is None else weight
 
 
 def _read_tvb(path: Path) -> dict[str, Any]:
@@ -195,8 +218,9 @@ def _unpack(archive: zipfile.ZipFile, name: str) -> bytes:
         data = file.read(_MOST_BYTES + 1)
     if name.lower().endswith(".bz2"):
         try:
-            data = bz2.BZ2Decompressor().decompress(data, max_length=_MOST_BYTES + 1)
-        except (OSError, ValueError) as error:
+            with bz2.BZ2File(io.BytesIO(data)) as file:  # streams one after the other too; the end must be there
+                data = file.read(_MOST_BYTES + 1)
+        except (OSError, ValueError, EOFError) as error:
             raise InputError(name, str(error), "a readable bz2 file") from error
     if len(data) > _MOST_BYTES:
         raise InputError(
@@ -206,13 +230,15 @@ def _unpack(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _centres(data: bytes) -> tuple[tuple[str, ...] | None, Float[np.ndarray, "n 3"]]:
-    """Names and coordinates: lines of `name x y z`, or of `x y z`."""
-    rows = [cells for _, cells in _rows("centres", data)]
-    width = len(rows[0])
-    if width not in (3, 4):
-        raise InputError("centres", rows[0], "lines of a name and x, y, z in mm, or of x, y, z")
-    labels = tuple(cells[0] for cells in rows) if width == 4 else None
-    return labels, _numbers("centres", [(line, cells[width - 3 :]) for line, cells in _rows("centres", data)])
+    """Names and coordinates: lines of `name x y z`, with more behind that is not read, or of `x y z`."""
+    rows = list(_rows("centres", data))
+    width = len(rows[0][1])
+    if width < 3:
+        raise InputError("centres", rows[0][1], "lines of a name and x, y, z in mm, or of x, y, z")
+    _check_widths("centres", rows)
+    if width == 3:
+        return None, _numbers("centres", rows)
+    return tuple(cells[0] for _, cells in rows), _numbers("centres", [(line, cells[1:4]) for line, cells in rows], 2)
 
 
 def _parse(name: str, data: bytes) -> _Table:
@@ -234,10 +260,14 @@ def _parse(name: str, data: bytes) -> _Table:
 
 
 def _are_names(first: list[str], n_below: int) -> bool:
-    """Whether a first row is names of the columns: one row more than columns, and no row of weights."""
+    """Whether a first row is names of the columns: there is one row more than columns, and it is no row of weights."""
     if len(first) != n_below:
         return False
-    return not all(map(_is_number, first)) or (len({*first}) == n_below and all(map(str.isdigit, first)))
+    counted = [[str(start + column) for column in range(n_below)] for start in (0, 1)]
+    if not all(map(_is_number, first)) or first in counted:
+        return True
+    fix = "a row too many, or names: then write them in a first column too, below an empty cell"
+    raise InputError("table", (n_below + 1, n_below), "as many rows as columns", fix)
 
 
 def _rows(name: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
@@ -246,12 +276,17 @@ def _rows(name: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(name, str(error), "text in UTF-8") from error
-    lines = [(at, line) for at, line in enumerate(text.splitlines(), 1) if line.strip() and not line.startswith("#")]
+    numbered = ((at, line.strip(" ")) for at, line in enumerate(text.splitlines(), 1))
+    lines = [(at, line) for at, line in numbered if line.strip() and not line.startswith("#")]
     if not lines:
         raise InputError(name, "an empty file", "rows of numbers")
     separator = next((mark for mark in "\t;," if mark in lines[0][1]), None)
     for at, line in lines:
-        yield at, line.split() if separator is None else next(csv.reader([line], delimiter=separator))
+        try:
+            cells = csv.reader([line], delimiter=separator or ",", skipinitialspace=True)
+            yield at, line.split() if separator is None else next(cells)
+        except csv.Error as error:
+            raise InputError(f"{name}, line {at}", f"{len(line)} characters", "cells of text", str(error)) from error
 
 
 def _sized(name: str, rows: list[tuple[int, list[str]]]) -> Float[np.ndarray, "rows columns"]:
@@ -259,16 +294,21 @@ def _sized(name: str, rows: list[tuple[int, list[str]]]) -> Float[np.ndarray, "r
     return _numbers(name, rows)
 
 
-def _numbers(name: str, rows: list[tuple[int, list[str]]]) -> Float[np.ndarray, "rows columns"]:
+def _check_widths(name: str, rows: list[tuple[int, list[str]]]) -> None:
     width = len(rows[0][1])
     for line, cells in rows:
         if len(cells) != width:
             raise InputError(f"{name}, line {line}", f"{len(cells)} columns", f"{width}, as the lines before")
+
+
+def _numbers(name: str, rows: list[tuple[int, list[str]]], first: int = 1) -> Float[np.ndarray, "rows columns"]:
+    """The cells as numbers; `first` is the number of their first column in the file."""
+    _check_widths(name, rows)
     try:
         return np.array([cells for _, cells in rows], np.float64)
     except ValueError:
         line, column, cell = next(
-            (line, at, cell) for line, cells in rows for at, cell in enumerate(cells, 1) if not _is_number(cell)
+            (line, at, cell) for line, cells in rows for at, cell in enumerate(cells, first) if not _is_number(cell)
         )
         fix = "write decimal points and leave no cell empty"
         raise InputError(f"{name}, line {line}, column {column}", cell, "a number", fix) from None

@@ -55,12 +55,12 @@ class ReadoutScores(NamedTuple):
 def joint_columns(
     x: Float[Tensor, "*batch features time"], y: Float[Tensor, "*batch outputs time"]
 ) -> Float64[Tensor, "*batch columns time"]:
-    """[1, x, y] with time last, in float64: what `update` of moments and factors takes."""
+    """[1, x, y] in float64: what `update` of moments and factors takes.  In memory each step's columns are together."""
     if x.ndim != y.ndim or x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1]:
         raise InputError("y", tuple(y.shape), f"the batch axes and the time of x, {tuple(x.shape)}")
-    z = torch.empty(*x.shape[:-2], 1 + x.shape[-2] + y.shape[-2], x.shape[-1], dtype=torch.float64)
-    z[..., 0, :], z[..., 1 : 1 + x.shape[-2], :], z[..., 1 + x.shape[-2] :, :] = 1.0, x, y
-    return z
+    z = torch.empty(*x.shape[:-2], x.shape[-1], 1 + x.shape[-2] + y.shape[-2], dtype=torch.float64)
+    z[..., 0], z[..., 1 : 1 + x.shape[-2]], z[..., 1 + x.shape[-2] :] = 1.0, x.mT, y.mT
+    return z.mT
 
 
 class ReadoutMoments(NamedTuple):
@@ -91,7 +91,7 @@ class ReadoutMoments(NamedTuple):
         size = lower.shape[-1]
         # One symmetric product after another: faster than a batch of whole ones, and the same for one alone.
         for held, z in zip(lower.reshape(-1, size, size), columns.numpy().reshape(-1, size, n), strict=True):
-            dsyrk(1.0, z.T, beta=1.0, c=held.T, trans=1, overwrite_c=1)
+            dsyrk(1.0, z, beta=1.0, c=held.T, overwrite_c=1)
         return type(self)(torch.from_numpy(lower), self.n_samples + n, self.n_features)
 
     def products(self) -> Float64[np.ndarray, "*batch columns columns"]:

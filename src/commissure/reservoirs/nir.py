@@ -26,6 +26,7 @@ from jaxtyping import Float
 from scipy.sparse import csr_array
 
 from commissure.core.errors import BackendMissing, InputError
+from commissure.core.files import replacing
 from commissure.reservoirs.spiking import LIFReservoir
 
 __all__ = ["from_nir", "to_nir"]
@@ -77,7 +78,8 @@ def to_nir(reservoir: LIFReservoir, path: str | PathLike[str]) -> None:
                 nodes[f"{name}_rise"] = nir.LI(tau=every(reservoir.synaptic_rise), r=every(1.0), v_leak=every(0.0))
                 paths[i].insert(paths[i].index(name) + 1, f"{name}_rise")
     edges = [pair for stops in paths for pair in pairwise(stops)]
-    nir.write(Path(path), nir.NIRGraph(nodes, edges, metadata={"time_step": reservoir.time_step}))
+    with replacing(_path(path)) as partial:
+        nir.write(partial, nir.NIRGraph(nodes, edges, metadata={"time_step": reservoir.time_step}))
 
 
 def from_nir(path: str | PathLike[str], *, time_step: float | None = None) -> LIFReservoir:
@@ -87,7 +89,7 @@ def from_nir(path: str | PathLike[str], *, time_step: float | None = None) -> LI
     of wrong sizes or of more than 4 GiB: `InputError`.  Needs the extra `nir`.
     """
     nir = _nir("reading NIR files")
-    graph = _read(nir, Path(path))
+    graph = _read(nir, _path(path))
     step = graph.metadata.get("time_step") if time_step is None else time_step
     if step is None:
         raise InputError("time_step", None, "seconds: the file does not say", "pass for example time_step=5e-5")
@@ -126,6 +128,12 @@ def _nir(purpose: str) -> ModuleType:
     except ImportError as error:
         raise BackendMissing("nir", "nir", purpose) from error
     return nir
+
+
+def _path(path: object) -> Path:
+    if not isinstance(path, str | PathLike):
+        raise InputError("path", path, "a path")
+    return Path(path)
 
 
 def _read(nir: ModuleType, path: Path) -> Any:

@@ -27,6 +27,7 @@ from commissure.core.errors import CommissureError, CommissureWarning, InputErro
 from commissure.core.rng import spawn
 from commissure.native.rewire import anneal_weights, swap_edges
 from commissure.reservoirs.connectome import Connectome
+from commissure.reservoirs.inputs import real
 
 __all__ = ["NothingRewiredWarning", "Preserve", "RewireStatistics", "Rewired", "rewire"]
 
@@ -34,6 +35,7 @@ Preserve = Literal["degree", "degree+modules", "degree+levels"]
 
 # Slower cooling or longer stages lower an error of 0.2 (lognormal weights) by a tenth; one of a connectome is 1e-4.
 _STAGES, _PER_EDGE, _COOLING = 60, 10, 0.8
+_MOST_PROPOSALS = 1e15  # years of swaps; more does not fit the kernel's counters
 
 
 class NothingRewiredWarning(CommissureWarning):
@@ -82,11 +84,18 @@ def rewire(
     >>> null.weights.sum(axis=0).tolist() == [1.0] * 8, statistics.proposed, statistics.moved > 0.5
     (True, 80, True)
     """
-    if preserve not in get_args(Preserve):
+    if not isinstance(connectome, Connectome):
+        raise InputError("connectome", type(connectome).__name__, "a Connectome", "Connectome.from_array(weights, ...)")
+    if not isinstance(preserve, str) or preserve not in get_args(Preserve):
         raise InputError("preserve", preserve, f"one of {', '.join(map(repr, get_args(Preserve)))}")
-    if not (np.isfinite(swaps_per_edge) and swaps_per_edge > 0):
-        raise InputError("swaps_per_edge", swaps_per_edge, "a number > 0")
-    connectome.modules() if preserve != "degree" else None  # raises where there are none
+    for name, choice in (("keep_connected", keep_connected), ("strengths", strengths)):
+        if not isinstance(choice, bool | np.bool_):
+            raise InputError(name, choice, "True or False")
+    swaps_per_edge = real("swaps_per_edge", swaps_per_edge, 0)
+    if not 0 < swaps_per_edge * max(1, connectome.n_edges) <= _MOST_PROPOSALS:
+        raise InputError("swaps_per_edge", swaps_per_edge, f"a number > 0, at most {_MOST_PROPOSALS:.0e} swaps in all")
+    if preserve != "degree":
+        connectome.modules()  # raises where there are none
     levels = {"degree": (), "degree+modules": connectome.levels[:1], "degree+levels": connectome.levels}[preserve]
     undirected = connectome.is_undirected
     ends, weights = _edges(connectome)
@@ -97,7 +106,7 @@ def rewire(
         labels,
         n_classes=n_classes,
         undirected=undirected,
-        keep_connected=keep_connected,
+        keep_connected=bool(keep_connected),
         proposals=proposals,
         key=spawn(seed, "rewire", "swaps"),
     )
@@ -205,7 +214,7 @@ def _verify(original: Connectome, null: Connectome, labels: Int[np.ndarray, "lev
     kept = {
         "the nodes' degrees in each class of edges": np.array_equal(degrees(original), degrees(null)),
         "the weights": np.array_equal(np.sort(original.weights.data), np.sort(null.weights.data)),
-        "the symmetry": original.is_undirected == null.is_undirected or not original.is_undirected,
+        "the symmetry": null.is_undirected or not original.is_undirected,
         "the empty diagonal": not null.weights.diagonal().any(),
     }
     broken = [name for name, is_kept in kept.items() if not is_kept]

@@ -24,8 +24,16 @@ def checked_levels(
     [[0, 1, 2, 2], [0, 0, 1, 1]]
     """
     found: list[np.ndarray] = []
-    for at, level in enumerate(levels):
-        name, modules = f"{argument}[{at}]", np.array(level)
+    try:
+        given = list(levels)
+    except TypeError as error:
+        raise InputError(argument, levels, "partitions, each with one module number a node") from error
+    for at, level in enumerate(given):
+        name = f"{argument}[{at}]"
+        try:
+            modules = np.array(level)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(name, level, "integers, one module number a node") from error
         if modules.ndim != 1 or not np.issubdtype(modules.dtype, np.integer) or not len(modules):
             raise InputError(name, (modules.shape, str(modules.dtype)), "integers, one module number a node")
         if len(modules) != (n_nodes := n_nodes or len(modules)):

@@ -20,6 +20,7 @@ from torch import Tensor
 from commissure.core.errors import DegenerateError, InputError
 from commissure.core.moments import Moments, measure
 from commissure.core.rng import generator
+from commissure.reservoirs.inputs import numbers, real, whole
 from commissure.reservoirs.reservoir import Reservoir
 
 __all__ = ["generalization_rank", "kernel_rank", "numerical_rank", "participation_ratio"]
@@ -33,10 +34,10 @@ def numerical_rank(states: ArrayLike, *, tolerance: float = _TOLERANCE) -> int:
     >>> numerical_rank([[1.0, 0.0, 0.0], [0.0, 1e-2, 0.0], [0.0, 0.0, 1e-5]])
     2
     """
-    x = np.asarray(states, np.float64)
-    if x.ndim != 2 or not x.size or not np.isfinite(x).all():
-        raise InputError("states", x.shape, "finite numbers of shape (samples, nodes), neither 0")
-    if not 0 < tolerance < 1:
+    x = numbers("states", states)
+    if x.ndim != 2 or not x.size:
+        raise InputError("states", x.shape, "shape (samples, nodes), neither 0")
+    if not 0 < real("tolerance", tolerance) < 1:
         raise InputError("tolerance", tolerance, "a number between 0 and 1")
     s = np.linalg.svd(x, compute_uv=False)
     return int((s > tolerance * s[0]).sum())
@@ -74,9 +75,7 @@ def generalization_rank(
     The kernel rank's inputs are the limit where the noise is all there is.
     """
     n_patterns = _checked(reservoir, n_patterns, length)
-    if not (np.isfinite(noise) and noise >= 0):
-        raise InputError("noise", noise, "a number >= 0")
-    rng = generator(seed, "generalization rank")
+    noise, rng = real("noise", noise, 0), generator(seed, "generalization rank")
     template = rng.uniform(-1.0, 1.0, (1, length, reservoir.n_inputs))
     versions = template + noise * rng.uniform(-1.0, 1.0, (n_patterns, length, reservoir.n_inputs))
     return numerical_rank(_final(reservoir, versions), tolerance=tolerance)
@@ -93,10 +92,13 @@ def participation_ratio(states: ArrayLike | Tensor | Moments, *, unbiased: bool 
     2.0
     """
     if not isinstance(states, Moments):
-        states = measure(torch.as_tensor(np.asarray(states, np.float64)))
-    dof = states.n_samples - 1
-    if dof < 1 + 2 * unbiased:
-        raise DegenerateError(f"participation_ratio of {dof + 1} samples: needs at least {2 + 2 * unbiased}")
+        x = numbers("states", states)
+        if x.ndim != 2 or not x.shape[1]:
+            raise InputError("states", x.shape, "shape (samples, nodes), at least one node")
+        states = measure(torch.from_numpy(x))
+    dof, least = states.n_samples - 1, 4 if unbiased else 2
+    if dof + 1 < least:
+        raise DegenerateError(f"participation_ratio of {dof + 1} samples: needs at least {least}")
     scatter = states.scatter / dof
     of_sum, of_squares = float(scatter.trace()) ** 2, float(scatter.square().sum())
     if unbiased:
@@ -107,11 +109,10 @@ def participation_ratio(states: ArrayLike | Tensor | Moments, *, unbiased: bool 
 
 
 def _checked(reservoir: Reservoir, n_patterns: int | None, length: int) -> int:
-    if length < 1:
-        raise InputError("length", length, "an integer >= 1")
-    if n_patterns is not None and n_patterns < 1:
-        raise InputError("n_patterns", n_patterns, "an integer >= 1, or None for the number of nodes")
-    return reservoir.n_nodes if n_patterns is None else n_patterns
+    if not isinstance(reservoir, Reservoir):
+        raise InputError("reservoir", type(reservoir).__name__, "a Reservoir")
+    whole("length", length, 1)
+    return reservoir.n_nodes if n_patterns is None else whole("n_patterns", n_patterns, 1)
 
 
 def _final(reservoir: Reservoir, u: Float[np.ndarray, "patterns time inputs"]) -> Float[np.ndarray, "patterns nodes"]:

@@ -147,7 +147,7 @@ class RidgeReadout:
         self, x: Array, y: Array, penalties: list[float], sample_weight: ArrayLike | None
     ) -> tuple[float, RidgeFit]:
         """The penalty chosen and the ridge there."""
-        loo = self.select == "loo" and len(penalties) > 1
+        loo = self.select == "loo"
         path = ridge_path(x, y, penalties, sample_weight=sample_weight, intercept=self.intercept, loo=loo)
         least, squares = min(penalties), np.sum(x**2)  # the sum of the eigenvalues
         if least < MOMENTS_RCOND * squares and least < MOMENTS_RCOND * np.linalg.norm(x, 2) ** 2:

@@ -16,12 +16,13 @@ to the last bit where f is tanh or linear, without bias, noise and Q.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from commissure.core.errors import DegenerateError, InputError
@@ -34,12 +35,10 @@ from commissure.native.reservoir import (
     reservoir_scan,
 )
 from commissure.nn.padding import check_sequence, check_step, zero_padding
-from commissure.reservoirs.inputs import real, whole
+from commissure.reservoirs.connectome import Connectome, as_csr
+from commissure.reservoirs.inputs import numbers, real, whole
 from commissure.reservoirs.spectral import spectral_radius as network_radius
 from commissure.reservoirs.state_noise import place_noise
-
-if TYPE_CHECKING:
-    from commissure.reservoirs.connectome import Connectome
 
 __all__ = ["Reservoir", "ReservoirState"]
 
@@ -95,9 +94,8 @@ class Reservoir(nn.Module):
         nodes = weights.shape[0]
         if activation not in ACTIVATIONS:
             raise InputError("activation", activation, f"one of {', '.join(ACTIVATIONS)}")
-        for name, bits, least in (("weight_bits", weight_bits, 2), ("state_bits", state_bits, 1)):
-            if bits is not None and whole(name, bits, least) > 16:
-                raise InputError(name, bits, f"{least} to 16, or None for none")
+        check_bits("weight_bits", weight_bits, 2)
+        check_bits("state_bits", state_bits, 1)
         rates = per_node("leak", leak, nodes)
         if not ((rates > 0) & (rates <= 1)).all():
             raise InputError("leak", leak, "0 < leak <= 1")
@@ -190,35 +188,32 @@ class Reservoir(nn.Module):
 
 def square(network: object) -> csr_array:
     """The weights of a network as a sparse float64 matrix of finite numbers; a copy."""
-    weights = getattr(network, "weights", network)
-    try:
-        array = csr_array(weights if issparse(weights) else np.asarray(weights), dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError("network", type(network).__name__, "a Connectome or a square matrix of numbers") from error
-    if array.ndim != 2 or array.shape[0] != array.shape[1] or array.shape[0] == 0:
-        raise InputError("network", array.shape, "a square matrix of at least one node")
-    array = array.copy()
-    array.sum_duplicates()
-    array.eliminate_zeros()
-    bad = np.flatnonzero(~np.isfinite(array.data))
-    if len(bad):
-        source = int(np.searchsorted(array.indptr, bad[0], side="right")) - 1
-        target = int(array.indices[bad[0]])
-        raise InputError(f"network[{source}, {target}]", float(array.data[bad[0]]), "finite weights")
-    return array
+    return as_csr("network", network)
 
 
 def scaled(weights: csr_array, spectral_radius: float | None) -> csr_array:
     """The matrix with this spectral radius; with None, as it is."""
-    if spectral_radius is None:
-        return weights
-    wanted = real("spectral_radius", spectral_radius, 0)
+    return weights if spectral_radius is None else weights * gains(weights, [spectral_radius])[0]
+
+
+def gains(weights: csr_array, radii: Sequence[float | None]) -> list[float]:
+    """The factors that give the matrix these spectral radii, from one computation of its own; 1 for None."""
+    wanted = [None if radius is None else real("spectral_radius", radius, 0) for radius in radii]
+    if all(radius is None for radius in wanted):
+        return [1.0] * len(wanted)
     own = network_radius(weights).value
     if own == 0:
         raise DegenerateError(
-            "the network's spectral radius is 0 (no cycle), which no factor can change; pass spectral_radius=None"
+            "the network has no cycle, so its spectral radius is 0 and no factor can change it; "
+            "pass spectral_radius=None"
         )
-    return weights * (wanted / own)
+    return [1.0 if radius is None else radius / own for radius in wanted]
+
+
+def check_bits(name: str, bits: int | None, least: int) -> None:
+    """InputError for a precision that there is none of."""
+    if bits is not None and whole(name, bits, least) > 16:
+        raise InputError(name, bits, f"{least} to 16, or None for none")
 
 
 def rounded(weights: csr_array, bits: int) -> csr_array:
@@ -236,20 +231,15 @@ def input_matrix(inputs: object, nodes: int, seed: int) -> Float[np.ndarray, "in
     """The input weights given, or drawn."""
     if isinstance(inputs, (int, np.integer)) and not isinstance(inputs, bool):
         return generator(seed, "input weights").uniform(-1, 1, (whole("inputs", inputs, 1), nodes))
-    array = np.array(inputs, dtype=np.float64)
+    array = numbers("inputs", inputs).copy()
     if array.ndim != 2 or array.shape[1] != nodes or len(array) < 1:
         raise InputError("inputs", array.shape, f"a number of inputs, or weights of shape (inputs, {nodes})")
-    if not np.isfinite(array).all():
-        at = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise InputError(f"inputs[{at[0]}, {at[1]}]", float(array[at]), "finite weights")
     return array
 
 
 def per_node(name: str, value: object, nodes: int) -> Float[np.ndarray, " nodes"]:
     """One number a node."""
-    array = np.array(value, dtype=np.float64)
-    if array.shape not in ((), (nodes,)):
-        raise InputError(name, array.shape, f"one number, or one a node: shape ({nodes},)")
-    if not np.isfinite(array).all():
-        raise InputError(name, value, "finite numbers")
+    array = numbers(name, value)
+    if array.shape not in ((), (nodes,)) or isinstance(value, bool):
+        raise InputError(name, array.shape or value, f"one number, or one a node: shape ({nodes},)")
     return np.broadcast_to(array, (nodes,)).copy()

@@ -44,7 +44,7 @@ def loop_exponents(
     >>> loop_exponents(np.diag([0.5, 0.25]), np.zeros((3, 2))).round(3).tolist()
     [-0.693, -1.386]
     """
-    basis, growth = np.eye(len(weights)), np.zeros(len(weights))
+    basis, growth = np.eye(len(weights), dtype=weights.dtype), np.zeros(len(weights))
     for state in states:
         basis, triangle = np.linalg.qr((1 - state**2)[:, None] * (weights.T @ basis))
         growth += np.log(np.abs(np.diag(triangle)))

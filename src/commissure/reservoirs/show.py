@@ -153,9 +153,13 @@ def draw_sweep(
     for one seed).  `exponents[network]`: largest Lyapunov exponents (seeds, radii), in nats a step.
     """
     radii = np.asarray(radii, np.float64)
-    for name, values in ((f"scores[{c!r}][{k!r}]", v) for c, curves in scores.items() for k, v in curves.items()):
+    given = {f"scores[{c!r}][{k!r}]": v for c, curves in scores.items() for k, v in curves.items()}
+    given |= {f"exponents[{k!r}]": v for k, v in (exponents or {}).items()}
+    for name, values in given.items():
         if np.ndim(values) != 2 or np.shape(values)[1] != len(radii):
             raise InputError(name, np.shape(values), f"shape (seeds, {len(radii)}), one column a radius")
+    order = np.argsort(radii)
+    radii, scores = radii[order], {c: _columns(curves, order) for c, curves in scores.items()}
     names = list(dict.fromkeys(name for curves in scores.values() for name in curves))
     rows = 1 if exponents is None else 2
     panels = figure.subplots(rows, len(scores), squeeze=False, sharex=True, height_ratios=[1.6, 1][:rows])
@@ -167,7 +171,7 @@ def draw_sweep(
             axes.set_xlabel("spectral radius")
     _name_ends(panels[0, -1], radii, list(scores.values())[-1], names)
     if exponents is not None:
-        _regimes(panels[1, 0], radii, exponents, names)
+        _regimes(panels[1, 0], radii, _columns(exponents, order), names)
         for axes in panels[1, 1:]:
             axes.set_visible(False)
         for axes in panels[0, 1:]:
@@ -185,6 +189,10 @@ def _image(weights: csr_array, order: Int[np.ndarray, " n"]) -> tuple[Float[np.n
     members = np.bincount(pixel)
     into = csr_array((np.ones(n), (np.arange(n), pixel)), shape=(n, len(members)))
     return (into.T @ weights @ into).toarray() / np.outer(members, members), step
+
+
+def _columns(curves: Curves, order: Int[np.ndarray, " radii"]) -> Curves:
+    return {name: np.asarray(values)[:, order] for name, values in curves.items()}
 
 
 def _curves(axes: Any, radii: Float[np.ndarray, " radii"], curves: Curves, names: list[str]) -> None:
@@ -226,5 +234,5 @@ def _regimes(axes: Any, radii: Float[np.ndarray, " radii"], exponents: Curves, n
     axes.set(xlabel="spectral radius", ylabel="largest Lyapunov\nexponent (nats a step)", ylim=(low, high))
     axes.axhspan(0, high, color="#c23a00", alpha=0.08, linewidth=0)
     axes.axhline(0, color="gray", linewidth=0.8)
-    for place, name, va in ((0.98, "chaotic", "top"), (0.02, "ordered", "bottom")):
-        axes.text(0.01, place, name, transform=axes.transAxes, va=va, fontsize="small", style="italic")
+    for place, name, va in ((1.0, "chaotic", "top"), (0.0, "ordered", "bottom")):  # beside the curves, not on them
+        axes.text(1.02, place, name, transform=axes.transAxes, va=va, fontsize="small", style="italic")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from commissure.core.rng import generator
 from commissure.native.reservoir import Activation, ReservoirMatrix, reservoir_scan
+from commissure.native.reservoir_reference import quantized
 from commissure.reservoirs.io_map import IOMap
-from commissure.reservoirs.moments import ReadoutFactor, ReadoutMoments, joint_columns
+from commissure.reservoirs.moments import ReadoutFactor, ReadoutMoments
 from commissure.reservoirs.tasks.data import Split, TaskData
 
 __all__ = ["Condition", "Group", "Simulation", "readout_groups"]
@@ -44,6 +45,11 @@ class Group(NamedTuple):
     readouts: tuple[int, ...]
     nodes: Int[np.ndarray, "readouts features"]
     targets: Int[np.ndarray, "readouts outputs"]
+
+    def columns(self, n_nodes: int) -> Int[Tensor, "readouts 1 columns"]:
+        """Where [1, x, y] of every readout is in [states, 1, targets]."""
+        ones = np.full((len(self.readouts), 1), n_nodes)
+        return torch.from_numpy(np.concatenate([ones, self.nodes, n_nodes + 1 + self.targets], 1))[:, None]
 
 
 class Reading(NamedTuple):
@@ -92,11 +98,14 @@ class Simulation:
     def n_nodes(self) -> int:
         return len(self.leak)
 
+    @property
+    def n_targets(self) -> int:
+        return self.series["train"].targets.shape[1]
+
     @cached_property
     def groups(self) -> list[list[Group]]:
         """The groups of each input map."""
-        n_targets = self.series["train"].targets.shape[1]
-        return [readout_groups(io, n_targets) for io in self.io]
+        return [readout_groups(io, self.n_targets) for io in self.io]
 
     def collect(
         self,
@@ -139,17 +148,22 @@ class _Block:
     ) -> None:
         self.of, self.inputs, self.conditions = of, inputs, conditions
         self.gains = of.gains[list(radii)]
-        self.sums: dict[tuple[Split, int, int, Condition], ReadoutMoments | ReadoutFactor] = {}
+        self.sums: dict[tuple[Split, int, int, Condition], list[ReadoutMoments | ReadoutFactor]] = {}  # by radius
         for i in inputs:
             for g, group in enumerate(of.groups[i]):
-                batch, sizes = (len(radii), len(group.readouts)), (group.nodes.shape[1], group.targets.shape[1])
-                empty = kind.empty(batch, n_features=sizes[0], n_outputs=sizes[1])
-                self.sums.update({(s, i, g, c): empty for s in of.series for c in conditions})
+                sizes = group.nodes.shape[1], group.targets.shape[1]
+                empty = kind.empty((len(group.readouts),), n_features=sizes[0], n_outputs=sizes[1])
+                self.sums.update({(s, i, g, c): [empty] * len(radii) for s in of.series for c in conditions})
+        # One pass gathers a readout's columns from the source's.  Memory for them is taken once: new pages cost more.
+        self.source = torch.ones(CHUNK, of.n_nodes + 1 + of.n_targets, dtype=torch.float64)
+        self.columns = {i: [group.columns(of.n_nodes) for group in of.groups[i]] for i in inputs}
+        shapes = {index.shape for columns in self.columns.values() for index in columns}
+        self.held = {shape: torch.empty(shape[0], CHUNK, shape[2], dtype=torch.float64) for shape in shapes}
         self.exponents: dict[int, Float[np.ndarray, " radii"]] = {}
 
     def readings(self) -> dict[tuple[int, int, Condition], Reading]:
         return {
-            (i, g, c): Reading(self.sums["train", i, g, c], self.sums["test", i, g, c])
+            (i, g, c): Reading(_stacked(self.sums["train", i, g, c]), _stacked(self.sums["test", i, g, c]))
             for split, i, g, c in self.sums
             if split == "train"
         }
@@ -176,38 +190,46 @@ class _Block:
             exponents = (scan.growth / (length - warmup)).view(-1, n_radii).numpy()
             self.exponents = dict(zip(self.inputs, exponents, strict=True))
 
-    def _draw(self, noise: np.random.Generator, steps: int) -> Float[Tensor, "nodes time"] | None:
+    def _draw(self, noise: np.random.Generator, steps: int) -> Float64[Tensor, "time nodes"] | None:
         if not any(condition.noise for condition in self.conditions):
             return None
-        return torch.from_numpy(noise.standard_normal((steps, self.of.n_nodes))).T.contiguous()
+        return torch.from_numpy(noise.standard_normal((steps, self.of.n_nodes)))
 
     def _read(self, states: Tensor, split: Split, i: int, at: slice, noise: Tensor | None) -> None:
-        """One stretch of one row's states, for every radius, into every condition's sums."""
-        by_node = states.mT.contiguous()
-        targets = torch.from_numpy(self.of.series[split].targets[at]).T
-        for g, group in enumerate(self.of.groups[i]):
-            nodes = torch.from_numpy(group.nodes.ravel())
-            x = by_node.index_select(1, nodes).view(len(states), *group.nodes.shape, -1)
-            y = targets[torch.from_numpy(group.targets)].expand(len(states), -1, -1, -1)
-            columns = joint_columns(x, y)
-            read, clean = columns[..., 1 : 1 + x.shape[2], :], x.double()
+        """One stretch of one input map's states, radius by radius, into every condition's sums."""
+        nodes, steps = self.of.n_nodes, states.shape[1]
+        source = self.source[:steps]
+        source[:, nodes + 1 :] = torch.from_numpy(self.of.series[split].targets[at])
+        for r, each in enumerate(states):
             for condition in self.conditions:
-                if condition.noise:
-                    assert noise is not None
-                    at_nodes = noise.index_select(0, nodes).view(*group.nodes.shape, -1)
-                    torch.add(clean, at_nodes, alpha=condition.noise, out=read)
-                else:
-                    read.copy_(clean)
-                if condition.bits is not None:
-                    _quantize_(read, condition.bits)
-                key = split, i, g, condition
-                self.sums[key] = self.sums[key].update(columns)
+                _observe(each, noise, condition, out=source[:, :nodes])
+                for g, index in enumerate(self.columns[i]):
+                    held = self.held[index.shape][:, :steps]
+                    shape = len(index), steps, -1
+                    torch.gather(source.expand(shape), 2, index.expand(shape), out=held)
+                    sums = self.sums[split, i, g, condition]
+                    sums[r] = sums[r].update(held.mT)
 
 
-def _quantize_(states: Float64[Tensor, "*batch nodes time"], bits: int) -> None:
-    """The nearest of 2^bits equally spaced levels from -1 to 1, in place."""
-    half, steps = 2 ** (bits - 1), 2**bits - 1
-    states.mul_(steps / 2).floor_().clamp_(-half, half - 1).add_(0.5).mul_(2 / steps)
+def _observe(
+    states: Float[Tensor, "time nodes"],
+    noise: Float64[Tensor, "time nodes"] | None,
+    condition: Condition,
+    *,
+    out: Float64[Tensor, "time nodes"],
+) -> None:
+    """States with the noise and at the precision of a condition."""
+    if condition.noise:
+        torch.add(states, cast(Tensor, noise), alpha=condition.noise, out=out)
+    else:
+        out.copy_(states)
+    if condition.bits is not None:
+        out.copy_(quantized(out, condition.bits))
+
+
+def _stacked(sums: list[ReadoutMoments | ReadoutFactor]) -> ReadoutMoments | ReadoutFactor:
+    """One batch of what was summed apart."""
+    return type(sums[0])(torch.stack([each[0] for each in sums]), *sums[0][1:])
 
 
 class _Scan:

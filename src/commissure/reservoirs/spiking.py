@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 from torch import Tensor, nn
 
 from commissure.core.errors import InputError
 from commissure.core.mixer import where
 from commissure.core.rng import generator
 from commissure.nn.padding import check_sequence, check_step, zero_padding
-from commissure.reservoirs.inputs import real
+from commissure.reservoirs.inputs import named, real, whole
 from commissure.reservoirs.reservoir import input_matrix, per_node, square
 
 if TYPE_CHECKING:
@@ -99,8 +99,10 @@ class LIFReservoir(nn.Module):
         nodes = weights.shape[0]
         if inhibitory_fraction is not None:
             weights = dale_weights(weights, inhibitory_fraction, seed=seed)
-        if output not in ("trace", "spikes"):
-            raise InputError("output", output, "'trace' or 'spikes'")
+        named("output", output, ("trace", "spikes"))
+        whole("seed", seed, 0)
+        if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
+            raise InputError("dtype", str(dtype), "torch.float32 or torch.float64")
         if not real("reset_potential", reset_potential) < real("peak_potential", peak_potential):
             raise InputError("reset_potential", reset_potential, f"below peak_potential = {peak_potential}")
         for name, value in (("time_step", time_step), ("membrane_time", membrane_time)):
@@ -136,7 +138,7 @@ class LIFReservoir(nn.Module):
     ) -> LIFState:
         """Every neuron at its reset potential, no currents."""
         device, dtype = device or self.values.device, dtype or self.values.dtype
-        zeros = torch.zeros(batch_size, self.n_nodes, device=device, dtype=dtype)
+        zeros = torch.zeros(whole("batch_size", batch_size, 0), self.n_nodes, device=device, dtype=dtype)
         refractory = torch.zeros_like(zeros, dtype=torch.int64)
         return LIFState(torch.full_like(zeros, self.reset_potential), refractory, zeros, zeros, zeros, zeros)
 
@@ -144,6 +146,7 @@ class LIFReservoir(nn.Module):
         self, x_t: Float[Tensor, "batch inputs"], state: LIFState
     ) -> tuple[Float[Tensor, "batch nodes"], LIFState]:
         """One time step of input in, traces or spikes out."""
+        self._check_signal("x_t", x_t)
         check_step(x_t, self.n_inputs, state)
         return self._advance(x_t @ self.input_weights, state, self._decays())
 
@@ -155,6 +158,7 @@ class LIFReservoir(nn.Module):
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch time nodes"], LIFState]:
         """A whole stretch, step by step."""
+        self._check_signal("x", x)
         check_sequence(x, self.n_inputs, state, lengths)
         state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
         external, decays = zero_padding(x, lengths) @ self.input_weights, self._decays()
@@ -164,6 +168,11 @@ class LIFReservoir(nn.Module):
             state = after if lengths is None else where(t < lengths, after, state)
             outputs.append(y)
         return torch.stack(outputs, 1) if outputs else external, state
+
+    def _check_signal(self, name: str, x: object) -> None:
+        if not isinstance(x, Tensor) or x.dtype != self.values.dtype:
+            found = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(name, found, f"a tensor of {self.values.dtype}", "cast it, or the module by .to(dtype)")
 
     def _decays(self) -> tuple[float, float, Tensor]:
         """What is left after one step: of the potentials, of the synapses' second stage and of their first."""
@@ -213,6 +222,9 @@ def dale_weights(weights: csr_array, inhibitory_fraction: float, *, seed: int) -
     >>> dale_weights(csr_array([[0.0, -1.0], [2.0, 0.0]]), 1.0, seed=0).toarray().tolist()
     [[0.0, -1.0], [-2.0, 0.0]]
     """
+    if not issparse(weights) or weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
+        raise InputError("weights", type(weights).__name__, "a square scipy.sparse matrix", "pass csr_array(weights)")
+    weights = csr_array(weights)
     nodes = weights.shape[0]
     chosen = round(real("inhibitory_fraction", inhibitory_fraction, 0, 1) * nodes)
     signs = np.ones(nodes)

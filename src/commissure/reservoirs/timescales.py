@@ -26,6 +26,8 @@ from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 
 from commissure.core.errors import InputError
+from commissure.reservoirs.inputs import listed, named, numbers, whole
+from commissure.reservoirs.io_map import _indices
 
 __all__ = ["LagProducts", "Timescales", "autocorrelation", "lag_products", "timescales", "timescales_reference"]
 
@@ -52,13 +54,15 @@ class Timescales(NamedTuple):
     def by_module(self, modules: Sequence[ArrayLike]) -> Float[Array, "*batch modules"]:
         """Mean over the units of each module that have one; nan where none has."""
         means = []
-        for i, module in enumerate(modules):
-            nodes = np.asarray(module)
-            if not nodes.size or nodes.min() < 0 or nodes.max() >= self.values.shape[-1]:
+        for i, module in enumerate(listed("modules", modules)):
+            nodes = _indices(f"modules[{i}]", module)
+            if nodes.max() >= self.values.shape[-1]:
                 raise InputError(f"modules[{i}]", nodes.tolist(), f"indices from 0 to {self.values.shape[-1] - 1}")
             tau = self.values[..., nodes]
             n_defined = np.isfinite(tau).sum(-1)
             means.append(np.where(n_defined, np.nansum(tau, -1) / np.maximum(n_defined, 1), np.nan))
+        if not means:
+            raise InputError("modules", modules, "at least one module")
         return np.stack(means, -1)
 
 
@@ -70,20 +74,17 @@ def lag_products(states: ArrayLike, n_lags: int, *, before: LagProducts | None =
     >>> bool(np.allclose(autocorrelation(parts), autocorrelation(lag_products(whole, 5))))
     True
     """
-    x = np.asarray(states, np.float64)
+    x, n_lags = numbers("states", states), whole("n_lags", n_lags, 1)
     if x.ndim != 2 or not x.size:
         raise InputError("states", x.shape, "shape (time, units), neither 0")
-    if not np.isfinite(x).all():
-        t, unit = (int(i) for i in np.argwhere(~np.isfinite(x))[0])
-        raise InputError(f"states[{t}, {unit}]", float(x[t, unit]), "a finite number")
-    if n_lags < 1:
-        raise InputError("n_lags", n_lags, "an integer >= 1")
     if before is None:
         shift = x.mean(0)
         nothing = np.zeros((0, x.shape[1]))
         before = LagProducts(0, shift, np.zeros((n_lags + 1, x.shape[1])), np.zeros(x.shape[1]), nothing, nothing)
-    elif before.products.shape != (n_lags + 1, x.shape[1]):
-        raise InputError("before", before.products.shape, f"sums of {n_lags} lags of {x.shape[1]} units")
+    elif not isinstance(before, LagProducts) or before.products.shape != (n_lags + 1, x.shape[1]):
+        raise InputError(
+            "before", getattr(before, "products", before), f"LagProducts of {n_lags} lags of {x.shape[1]} units"
+        )
     x = x - before.shift
     joined, n_old = np.concatenate([before.tail, x]), len(before.tail)
     products = before.products.copy()
@@ -97,6 +98,8 @@ def lag_products(states: ArrayLike, n_lags: int, *, before: LagProducts | None =
 
 def autocorrelation(lags: LagProducts) -> Float[Array, "lags units"]:
     """rho_k for k = 0 .. n_lags, around the mean of the whole sequence; nan for a unit that is constant."""
+    if not isinstance(lags, LagProducts):
+        raise InputError("lags", type(lags).__name__, "LagProducts", "make them with lag_products(states, n_lags)")
     count, n_lags = lags.n_samples, len(lags.products) - 1
     if count <= n_lags:
         raise InputError("n_lags", n_lags, f"an integer below the {count} steps")
@@ -124,14 +127,13 @@ def timescales(
     >>> timescales(x[:, None], n_lags=10).values.round().item(), timescales(x[:, None], method="integrated").n_undefined
     (5.0, 0)
     """
-    if method not in ("fit", "integrated"):
-        raise InputError("method", method, "'fit' or 'integrated'")
+    named("method", method, ("fit", "integrated"))
     if isinstance(states, LagProducts):
         if n_lags is not None:
             raise InputError("n_lags", n_lags, "None with LagProducts, which hold their own")
         lags, shape = states, states.total.shape
     else:
-        x = np.asarray(states, np.float64)
+        x = numbers("states", states)
         if x.ndim < 2 or not x.size:
             raise InputError("states", x.shape, "shape (..., time, units), none 0")
         time, shape = x.shape[-2], (*x.shape[:-2], x.shape[-1])
@@ -147,8 +149,11 @@ def timescales_reference(
     states: ArrayLike, *, method: Literal["fit", "integrated"] = "fit", n_lags: int | None = None
 ) -> Timescales:
     """`timescales` of (time, units), one unit and one lag at a time, the line by `numpy.polyfit`."""
-    x = np.asarray(states, np.float64)
-    n_lags, values = _default_lags(len(x), method) if n_lags is None else n_lags, []
+    named("method", method, ("fit", "integrated"))
+    x = numbers("states", states)
+    if x.ndim != 2 or not x.size:
+        raise InputError("states", x.shape, "shape (time, units), neither 0")
+    n_lags, values = _default_lags(len(x), method) if n_lags is None else whole("n_lags", n_lags, 1), []
     for unit in x.T:
         centered, rho = unit - unit.mean(), []
         if np.ptp(unit) == 0:

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from commissure.core.errors import InputError
+from commissure.reservoirs.inputs import named, whole
 from commissure.reservoirs.tasks.data import Split, TaskData, split_generator
 from commissure.reservoirs.tasks.systems import SYSTEMS, simulate
 
@@ -46,14 +47,11 @@ class ChaoticForecast:
     warmup: int = 100
 
     def __post_init__(self) -> None:
-        if self.system not in (*SYSTEMS, "narma"):
-            raise InputError("system", self.system, f"one of {', '.join((*SYSTEMS, 'narma'))}")
-        if self.horizon < 1 or (self.system == "narma" and self.horizon > 1):
-            raise InputError("horizon", self.horizon, "1 for narma" if self.system == "narma" else "an integer >= 1")
-        if self.length < 1:
-            raise InputError("length", self.length, "an integer >= 1")
-        if self.warmup < 0:
-            raise InputError("warmup", self.warmup, "an integer >= 0")
+        named("system", self.system, (*SYSTEMS, "narma"))
+        if whole("horizon", self.horizon, 1) > 1 and self.system == "narma":
+            raise InputError("horizon", self.horizon, "1 for narma")
+        if whole("length", self.length, 1) + whole("warmup", self.warmup, 0) < 2:
+            raise InputError("length", self.length, "2 steps with the warm-up: one has no standard deviation")
 
     @property
     def n_inputs(self) -> int:

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from commissure.core.errors import InputError
 from commissure.core.rng import generator
+from commissure.reservoirs.inputs import named
 
 __all__ = ["Split", "Task", "TaskData", "split_generator"]
 
@@ -41,6 +41,5 @@ class Task(Protocol):
 
 def split_generator(task: str, seed: int, split: Split) -> np.random.Generator:
     """The random numbers of one split of a task."""
-    if split not in ("train", "test"):
-        raise InputError("split", split, "'train' or 'test'")
+    named("split", split, ("train", "test"))
     return generator(seed, task, split)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from commissure.core.errors import InputError
+from commissure.reservoirs.inputs import whole
 from commissure.reservoirs.tasks.data import Split, TaskData, split_generator
 
 __all__ = ["MemoryCapacity"]
@@ -36,11 +37,10 @@ class MemoryCapacity:
     first_delay: int = 1
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise InputError("length", self.length, "an integer >= 1")
-        if self.first_delay not in (0, 1):
+        whole("length", self.length, 1)
+        if whole("first_delay", self.first_delay, 0) > 1:
             raise InputError("first_delay", self.first_delay, "0 or 1")
-        if not self.first_delay <= self.max_delay <= self.warmup:
+        if whole("max_delay", self.max_delay, self.first_delay) > whole("warmup", self.warmup, 0):
             allowed = f"an integer from {self.first_delay} to warmup = {self.warmup}"
             raise InputError("max_delay", self.max_delay, allowed, "raise the warm-up")
 

@@ -25,7 +25,8 @@ from numpy.typing import ArrayLike
 
 from commissure.core.errors import InputError
 from commissure.core.rng import generator, spawn
-from commissure.reservoirs.io_map import IOMap
+from commissure.reservoirs.inputs import listed, named, whole
+from commissure.reservoirs.io_map import IOMap, _indices
 from commissure.reservoirs.tasks.data import Split, TaskData
 from commissure.reservoirs.tasks.memory import MemoryCapacity
 from commissure.reservoirs.tasks.nonlinear import NonlinearTransform
@@ -55,10 +56,9 @@ class Multitask:
     warmup: int = 100
 
     def __post_init__(self) -> None:
-        if self.n_inputs not in (2, 4, 8):
+        if whole("n_inputs", self.n_inputs, 2) not in (2, 4, 8):
             raise InputError("n_inputs", self.n_inputs, "2, 4 or 8")
-        if self.layout not in ("aligned", "interleaved"):
-            raise InputError("layout", self.layout, "'aligned' or 'interleaved'")
+        named("layout", self.layout, ("aligned", "interleaved"))
         _ = self.tasks  # refuses bad delays and lengths by name
 
     @property
@@ -93,11 +93,11 @@ class Multitask:
 
         `modules`: node indices of each, in the hierarchy's order; their number a multiple of `n_inputs`.
         """
-        if not len(modules) or len(modules) % self.n_inputs:
+        nodes = [_indices(f"modules[{i}]", module) for i, module in enumerate(listed("modules", modules))]
+        if not nodes or len(nodes) % self.n_inputs:
             allowed = f"a multiple of n_inputs = {self.n_inputs}: one group of modules for each input"
-            raise InputError("modules", f"{len(modules)} modules", allowed, "merge or drop modules, or build an IOMap")
-        nodes = [np.asarray(module) for module in modules]
-        size = len(modules) // self.n_inputs
+            raise InputError("modules", f"{len(nodes)} modules", allowed, "merge or drop modules, or build an IOMap")
+        size = len(nodes) // self.n_inputs
         inputs, outputs, targets = [], [], []
         for channel, columns in enumerate(self.columns):
             group = nodes[channel * size : (channel + 1) * size]

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike
 
 from commissure.core.errors import BackendMissing, DegenerateError, InputError
 from commissure.core.lsq import RidgeFit, ridge
+from commissure.reservoirs.inputs import numbers, real, whole
 from commissure.reservoirs.tasks.data import Split, TaskData, split_generator
 
 __all__ = ["DecisionReadout", "NeuroGym", "Trials", "fit_decisions"]
@@ -46,12 +47,15 @@ class DecisionReadout(NamedTuple):
 
     def predict(self, states: ArrayLike) -> Int[np.ndarray, " time"]:
         """The class of each row of `states` (time, nodes)."""
-        return self.classes[self.fit.predict(states).argmax(1)]
+        x, n_nodes = numbers("states", states), len(self.fit.coefficients)
+        if x.ndim != 2 or x.shape[1] != n_nodes:
+            raise InputError("states", x.shape, f"shape (time, {n_nodes}), the nodes fitted")
+        return self.classes[self.fit.predict(x).argmax(1)]
 
     def score(self, states: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> float:
         """Balanced accuracy over the steps with a weight; chance is 1 / classes."""
-        labels, weights = np.asarray(labels), np.asarray(weights, np.float64)
-        right = self.predict(states) == labels
+        x, labels, weights = _steps(states, labels, weights)
+        right = self.predict(x) == labels
         recalls = [weights[of] @ right[of] / weights[of].sum() for of in _members(labels, weights).values()]
         return float(np.mean(recalls))
 
@@ -63,10 +67,7 @@ def fit_decisions(states: ArrayLike, labels: ArrayLike, weights: ArrayLike, *, p
     >>> readout.predict([[0.2], [0.8]]).tolist()
     [1, 2]
     """
-    x, labels, weights = np.asarray(states, np.float64), np.asarray(labels), np.asarray(weights, np.float64)
-    if x.ndim != 2 or labels.shape != (len(x),) or weights.shape != (len(x),):
-        shapes = (x.shape, labels.shape, weights.shape)
-        raise InputError("states, labels, weights", shapes, "shapes (time, nodes), (time,) and (time,)")
+    x, labels, weights = _steps(states, labels, weights)
     members = _members(labels, weights)
     if len(members) < 2:
         raise DegenerateError(f"fit_decisions: the weighted steps hold {len(members)} class; needs at least 2")
@@ -75,7 +76,9 @@ def fit_decisions(states: ArrayLike, labels: ArrayLike, weights: ArrayLike, *, p
         balanced[of] *= weights.sum() / (len(members) * weights[of].sum())
     classes, kept = np.array(list(members)), weights > 0
     codes = np.where(labels[kept, None] == classes, 1.0, -1.0)
-    return DecisionReadout(ridge(x[kept], codes, penalty=penalty, sample_weight=balanced[kept]), classes)
+    return DecisionReadout(
+        ridge(x[kept], codes, penalty=real("penalty", penalty, 0), sample_weight=balanced[kept]), classes
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +96,12 @@ class NeuroGym:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.n_trials < 1:
-            raise InputError("n_trials", self.n_trials, "an integer >= 1")
-        if self.grace < 0:
-            raise InputError("grace", self.grace, "an integer >= 0")
+        if not isinstance(self.env, str):
+            raise InputError("env", self.env, "an environment's name")
+        whole("n_trials", self.n_trials, 1)
+        whole("grace", self.grace, 0)
+        if not isinstance(self.options, dict) or not all(isinstance(name, str) for name in self.options):
+            raise InputError("options", self.options, "a dict of the environment's keyword arguments")
         object.__setattr__(self, "options", dict(self.options))
 
     @property
@@ -151,10 +156,24 @@ class NeuroGym:
                 env = neurogym.make(self.env, **self.options).unwrapped
         except gymnasium.error.Error as error:
             raise InputError("env", self.env, "an environment of neurogym.envs.registration.all_envs()") from error
+        except (TypeError, ValueError, KeyError, AttributeError) as error:  # its constructor's
+            raise InputError("options", self.options, f"keyword arguments of {self.env}", str(error)) from error
         shape = env.observation_space.shape
         if len(shape) != 1 or not hasattr(env.action_space, "n") or not hasattr(env, "new_trial"):
             raise InputError("env", self.env, "trials with a vector of observations and discrete actions")
         return env
+
+
+def _steps(
+    states: ArrayLike, labels: ArrayLike, weights: ArrayLike
+) -> tuple[Float[np.ndarray, "time nodes"], Int[np.ndarray, " time"], Float[np.ndarray, " time"]]:
+    x, classes, weight = numbers("states", states), np.asarray(labels), numbers("weights", weights)
+    if x.ndim != 2 or classes.shape != (len(x),) or weight.shape != (len(x),):
+        shapes = (x.shape, classes.shape, weight.shape)
+        raise InputError("states, labels, weights", shapes, "shapes (time, nodes), (time,) and (time,)")
+    if classes.dtype.kind not in "biu":
+        raise InputError("labels", str(classes.dtype), "integers")
+    return x, classes, weight
 
 
 def _members(labels: Int[np.ndarray, " time"], weights: Float[np.ndarray, " time"]) -> dict[int, np.ndarray]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from commissure.core.errors import InputError
+from commissure.reservoirs.inputs import real, whole
 from commissure.reservoirs.tasks.data import Split, TaskData, split_generator
 
 __all__ = ["NonlinearTransform"]
@@ -32,12 +33,9 @@ class NonlinearTransform:
     warmup: int = 100
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise InputError("length", self.length, "an integer >= 1")
-        if self.warmup < 0:
-            raise InputError("warmup", self.warmup, "an integer >= 0")
-        if not 0 < self.n_cycles < (self.warmup + self.length) / 2:
-            allowed = f"a number between 0 and half the steps, {(self.warmup + self.length) / 2}"
+        half = (whole("warmup", self.warmup, 0) + whole("length", self.length, 1)) / 2
+        if not 0 < real("n_cycles", self.n_cycles) < half:
+            allowed = f"a number between 0 and half the steps, {half}"
             raise InputError("n_cycles", self.n_cycles, allowed)
 
     @property

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Float
 
 from commissure.core.errors import InputError
+from commissure.reservoirs.inputs import named, numbers, whole
 
 __all__ = ["SYSTEMS", "System", "advance", "simulate"]
 
@@ -54,15 +55,19 @@ def simulate(name: str, n_samples: int, *, rng: np.random.Generator) -> Float[np
     >>> simulate("henon", 3, rng=np.random.default_rng(0)).shape
     (3, 2)
     """
-    if name not in SYSTEMS:
-        raise InputError("system", name, f"one of {', '.join(SYSTEMS)}")
-    system = SYSTEMS[name]
+    named("system", name, tuple(SYSTEMS))
+    n_samples, system = whole("n_samples", n_samples, 1), SYSTEMS[name]
+    if not isinstance(rng, np.random.Generator):
+        raise InputError("rng", type(rng).__name__, "a numpy Generator", "pass core.rng.generator(seed)")
     start = [value + float(rng.uniform(-system.spread, system.spread)) for value in system.start]
     return advance(system, start, system.transient + n_samples)[system.transient :]
 
 
 def advance(system: System, start: Sequence[float], n_samples: int) -> Float[np.ndarray, "time coordinates"]:
     """The `n_samples` samples that follow the state `start` (for a delay equation: the constant history)."""
+    n_samples = whole("n_samples", n_samples, 1)
+    if numbers("start", start).shape != (len(system.start),):
+        raise InputError("start", np.shape(start), f"{len(system.start)} numbers, one a coordinate")
     n_steps = round(system.interval / system.step) if system.step else 1
     if system.delay:
         series = _delayed(system, float(start[0]), n_samples * n_steps)
