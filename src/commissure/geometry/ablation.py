@@ -47,7 +47,7 @@ def project(
 def ablate_subspace(
     model: nn.Module, site: str, moments: Moments, *, remove_top: int | None = None, keep_top: int | None = None
 ) -> Iterator[None]:
-    """Within the block the output of module `site` (of several, the first) is `project`ed; then the model is as before."""
+    """Within the block the output of module `site` (of several, the first) is `project`ed."""
     modules = dict(model.named_modules())
     if site not in modules or not site:
         raise InputError("site", site, f"the name of a module, such as {', '.join([*modules][1:4])}")
