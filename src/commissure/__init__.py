@@ -15,6 +15,7 @@ _MODULES = (
     "datasets",
     "decode",
     "experiments",
+    "geometry",
     "mesa",
     "metahmm",
     "native",

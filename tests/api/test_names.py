@@ -33,8 +33,8 @@ def test_every_module_says_what_it_is(name: str) -> None:
 
 def test_top_level_is_locked() -> None:
     assert commissure.__all__ == [
-        "__version__", "core", "datasets", "decode", "experiments", "mesa", "metahmm", "native", "nn", "report",
-        "reservoirs", "runs", "train",
+        "__version__", "core", "datasets", "decode", "experiments", "geometry", "mesa", "metahmm", "native", "nn",
+        "report", "reservoirs", "runs", "train",
     ]  # fmt: skip
     for name in commissure.__all__:
         assert getattr(commissure, name) is not None

@@ -15,7 +15,8 @@ from beartype import BeartypeConf, beartype
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for mypy
 CHECKED = tuple(
-    f"commissure.{part}" for part in ("core", "decode", "mesa", "metahmm", "native", "nn", "reservoirs", "train")
+    f"commissure.{part}"
+    for part in ("core", "decode", "geometry", "mesa", "metahmm", "native", "nn", "reservoirs", "train")
 )
 
 
@@ -23,7 +24,7 @@ def test_every_signature_holds_in_an_ordinary_pass() -> None:
     done = subprocess.run([sys.executable, "-W", "error", __file__], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == [
-        "refused", "mixers", "mesa", "tasks", "metahmm", "reservoirs", "baselines", "possm", "streams",
+        "refused", "mixers", "mesa", "tasks", "metahmm", "reservoirs", "geometry", "baselines", "possm", "streams",
         "spine",
     ]  # fmt: skip
 
@@ -39,7 +40,18 @@ def _main() -> None:
         from commissure.mesa import inspect, set_test_time_compute, to_fla  # noqa: F401 (names load on first use)
         from commissure.metahmm import Trained, bench, fit, show  # noqa: F401 (Trained loads every module)
         from commissure.reservoirs import Sweep, capacity, nir, ranks, timescales  # noqa: F401 (likewise)
-    for part in (_refused, _mixers, _mesa, _tasks, _metahmm, _reservoirs, _baselines, _possm_and_streams, _spine):
+    for part in (
+        _refused,
+        _mixers,
+        _mesa,
+        _tasks,
+        _metahmm,
+        _reservoirs,
+        _geometry,
+        _baselines,
+        _possm_and_streams,
+        _spine,
+    ):
         part()
 
 
@@ -233,6 +245,41 @@ def _metahmm() -> None:
             save_part(part, Path(folder) / "part")
             load_part(Path(folder) / "part")
     print("metahmm")
+
+
+def _geometry() -> None:
+    import torch
+    from torch import nn
+
+    from commissure import geometry
+    from commissure.geometry.similarity import pair_moments
+
+    for name in geometry.__all__:
+        assert getattr(geometry, name) is not None
+    rows = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    for metric in (geometry.rankme, geometry.participation_ratio, geometry.stable_rank, geometry.matrix_entropy):
+        metric(rows)
+        metric(rows.numpy())
+    geometry.renyi_rank(geometry.spectrum(rows, frame="unit"), order=3)
+    geometry.alpha_req(rows, fit_range=(1, 5))
+    geometry.estimate(geometry.rankme, geometry.folds_of(rows, n_folds=4), correction="half")
+    geometry.linear_cka(rows, rows[:, :2])
+    geometry.principal_angles(pair_moments(rows, rows), dim=5, k=2)
+    geometry.lidar(rows.view(10, 4, 5))
+    geometry.two_nn(rows)
+    geometry.prompt_entropy(rows.view(4, 10, 5))
+    geometry.curvature(rows.view(4, 10, 5), mask=torch.ones(4, 10, dtype=torch.bool))
+    geometry.entropy_change(geometry.spectrum(rows), geometry.spectrum(2 * rows))
+    geometry.block_ledger(rows, rows.flip(0))
+    geometry.segment_phases([0, 1, 2, 3], [4.0, 2.0, 3.0, 5.0], stderr=[0.1] * 4, alpha=[1.0, 2.0, 1.5, 1.0])
+    geometry.run_toy(n_steps=3)
+    model = nn.Sequential(nn.Linear(5, 3), nn.Tanh())
+    with geometry.trace(model, sites=["0", "1:input"], pooling=["all"]) as traced:
+        model(rows)
+    traced.report(fit_range=(1, 2))
+    with geometry.ablate_subspace(model, "0", traced.accumulators["0", "all", "raw"].moments, remove_top=1):
+        model(rows)
+    print("geometry")
 
 
 def _reservoirs() -> None:

@@ -14,7 +14,7 @@ from commissure.geometry.attribution import entropy_change, entropy_rate
 from commissure.geometry.effective_rank import rankme
 from commissure.geometry.ledger import block_ledger
 from commissure.geometry.similarity import pair_moments
-from commissure.geometry.spectrum import Spectrum
+from commissure.geometry.spectra import Spectrum
 from commissure.geometry.toy import ToySetting, run_toy
 
 

@@ -24,7 +24,7 @@ from commissure.geometry.effective_rank import (
     stable_rank,
     top_share,
 )
-from commissure.geometry.spectrum import FewSamplesWarning, Spectrum, spectrum
+from commissure.geometry.spectra import FewSamplesWarning, Spectrum, spectrum
 
 METRICS = (rankme, participation_ratio, stable_rank, top_share, isotropy)
 
@@ -79,7 +79,7 @@ def test_orders_near_one_and_infinity_are_their_limits() -> None:
 
 
 @pytest.mark.parametrize(("n", "dim"), [(1000, 1024), (2000, 256), (400, 400), (300, 1200)])
-@pytest.mark.filterwarnings("ignore::commissure.geometry.spectrum.FewSamplesWarning")
+@pytest.mark.filterwarnings("ignore::commissure.geometry.spectra.FewSamplesWarning")
 def test_normal_rows_have_the_rank_of_random_matrix_theory(n: int, dim: int) -> None:
     """Page's mean entropy and the participation ratio of a Wishart matrix."""
     found = [spectrum(normal(n, dim, seed=seed)) for seed in range(4)]

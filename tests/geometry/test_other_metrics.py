@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from commissure.core.errors import DegenerateError, InputError
 from commissure.core.moments import merge
 from commissure.geometry.accumulator import CovarianceAccumulator
+from commissure.geometry.discriminant import discriminant_spectrum, lidar
 from commissure.geometry.effective_rank import rankme
-from commissure.geometry.lidar import discriminant_spectrum, lidar
 from commissure.geometry.neighbors import two_nn
 from commissure.geometry.sequences import curvature, prompt_entropy
 from commissure.geometry.similarity import linear_cka, pair_moments, principal_angles
-from commissure.geometry.spectrum import spectrum
+from commissure.geometry.spectra import spectrum
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

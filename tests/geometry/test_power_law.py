@@ -8,7 +8,7 @@ import torch
 
 from commissure.core.errors import DegenerateError, InputError
 from commissure.geometry.power_law import alpha_req
-from commissure.geometry.spectrum import Spectrum
+from commissure.geometry.spectra import Spectrum
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0, 2.7])

@@ -7,7 +7,7 @@
 
 Accumulators of other processes, shards or ranks merge into one (`merge`), in any order; row i of all that one
 accumulator has seen is in fold i mod n_folds.  Two folds are enough to correct a metric for few rows, sixteen to give
-its error; see `commissure.geometry.estimate`.
+its error; see `commissure.geometry.estimation`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from commissure.core.errors import InputError
 from commissure.core.moments import Moments, empty, measure_folds, merge
-from commissure.geometry.estimate import Estimate, estimate
-from commissure.geometry.spectrum import Frame, Spectrum, in_frame, rows_of, spectrum
+from commissure.geometry.estimation import Estimate, estimate
+from commissure.geometry.spectra import Frame, Spectrum, in_frame, rows_of, spectrum
 
 __all__ = ["CovarianceAccumulator"]
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from commissure.core.errors import DegenerateError, InputError
-from commissure.geometry.spectrum import Spectrum
+from commissure.geometry.spectra import Spectrum
 
 __all__ = ["EntropyChange", "entropy_change", "entropy_rate"]
 

@@ -20,7 +20,7 @@ adds what public programs add: 1e-7 to every p_i, not normalized again, so that 
 | "reptrix" | eigenvalue | yes    | 1e-7 | 2048        |
 | "garrido" | singular   | no     | 1e-7 | all         |
 
-All are plug-in estimates: biased down where rows are few.  `commissure.geometry.estimate` corrects and gives errors.
+All are plug-in estimates: biased down where rows are few.  `commissure.geometry.estimation` corrects and gives errors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from commissure.core.errors import DegenerateError, InputError
-from commissure.geometry.spectrum import Data, FewSamplesWarning, Spectrum, spectrum
+from commissure.geometry.spectra import Data, FewSamplesWarning, Spectrum, spectrum
 
 __all__ = [
     "condition_number",

@@ -23,7 +23,7 @@ from torch import Tensor
 from commissure.core.errors import DegenerateError, InputError
 from commissure.core.moments import Moments
 from commissure.geometry.similarity import pair_moments
-from commissure.geometry.spectrum import Rows
+from commissure.geometry.spectra import Rows
 
 __all__ = ["BlockLedger", "block_ledger"]
 

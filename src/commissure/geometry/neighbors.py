@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from commissure.core.errors import DegenerateError, InputError
-from commissure.geometry.spectrum import Rows, rows_of
+from commissure.geometry.spectra import Rows, rows_of
 
 __all__ = ["two_nn"]
 

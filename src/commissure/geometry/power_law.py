@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from commissure.core.errors import DegenerateError, InputError
-from commissure.geometry.spectrum import Data, spectrum
+from commissure.geometry.spectra import Data, spectrum
 
 __all__ = ["PowerLaw", "alpha_req"]
 
@@ -43,7 +43,7 @@ def alpha_req(
 ) -> PowerLaw:  # fmt: skip
     """The power law that fits the eigenvalues of these ranks; a window that leaves the positive ones is an InputError.
 
-    >>> from commissure.geometry.spectrum import Spectrum
+    >>> from commissure.geometry.spectra import Spectrum
     >>> round(alpha_req(Spectrum.of(np.arange(1.0, 201.0) ** -1.5)).alpha, 9)
     1.5
     """

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from commissure.core.errors import DegenerateError, InputError
 from commissure.geometry.effective_rank import matrix_entropy
-from commissure.geometry.spectrum import rows_of, spectrum
+from commissure.geometry.spectra import rows_of, spectrum
 
 __all__ = ["curvature", "prompt_entropy"]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from commissure.core.errors import DegenerateError, InputError
 from commissure.core.moments import Moments, measure
-from commissure.geometry.spectrum import Rows, rows_of
+from commissure.geometry.spectra import Rows, rows_of
 
 __all__ = ["linear_cka", "pair_moments", "principal_angles"]
 

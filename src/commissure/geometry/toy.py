@@ -27,7 +27,7 @@ from jaxtyping import Float64
 from commissure.core.errors import InputError
 from commissure.core.rng import generator
 from commissure.geometry.effective_rank import rankme
-from commissure.geometry.spectrum import Spectrum
+from commissure.geometry.spectra import Spectrum
 
 __all__ = ["ToyRun", "ToySetting", "run_toy"]
 

@@ -11,8 +11,8 @@ import torch
 from commissure.core.errors import DegenerateError, InputError
 from commissure.core.moments import measure
 from commissure.geometry.effective_rank import participation_ratio, rankme
-from commissure.geometry.estimate import estimate, folds_of
-from commissure.geometry.spectrum import Spectrum
+from commissure.geometry.estimation import estimate, folds_of
+from commissure.geometry.spectra import Spectrum
 
 
 def rows(n: int, dim: int, *, power: float, seed: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from commissure.core.errors import DegenerateError, InputError
 from commissure.core.moments import Moments, leave_one_out, measure_folds, merge
-from commissure.geometry.spectrum import FewSamplesWarning, Frame, Rows, Spectrum, in_frame, rows_of, spectrum
+from commissure.geometry.spectra import FewSamplesWarning, Frame, Rows, Spectrum, in_frame, rows_of, spectrum
 
 __all__ = ["Estimate", "estimate", "folds_of"]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from commissure.core.errors import DegenerateError, InputError
 from commissure.core.moments import Moments, empty, measure
 from commissure.geometry.power_law import alpha_req
-from commissure.geometry.spectrum import Spectrum, spectrum
+from commissure.geometry.spectra import Spectrum, spectrum
 
 
 def normal(n: int, dim: int, seed: int = 0) -> torch.Tensor:

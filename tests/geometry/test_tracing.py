@@ -13,8 +13,8 @@ from commissure.core.errors import DegenerateError, InputError
 from commissure.core.moments import measure
 from commissure.geometry.ablation import ablate_subspace, project
 from commissure.geometry.effective_rank import rankme
-from commissure.geometry.spectrum import spectrum
-from commissure.geometry.trace import pool, trace
+from commissure.geometry.spectra import spectrum
+from commissure.geometry.tracing import pool, trace
 
 
 class Block(nn.Module):

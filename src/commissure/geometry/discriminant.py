@@ -16,7 +16,7 @@ from torch import Tensor
 
 from commissure.core.errors import DegenerateError, InputError
 from commissure.geometry.effective_rank import renyi_rank
-from commissure.geometry.spectrum import Spectrum, rows_of
+from commissure.geometry.spectra import Spectrum, rows_of
 
 __all__ = ["Views", "discriminant_spectrum", "lidar"]
 

@@ -40,7 +40,7 @@ from commissure.core.errors import BackendMissing, DegenerateError, InputError
 from commissure.geometry.accumulator import CovarianceAccumulator
 from commissure.geometry.effective_rank import participation_ratio, rankme, stable_rank, top_share
 from commissure.geometry.power_law import alpha_req
-from commissure.geometry.spectrum import Spectrum
+from commissure.geometry.spectra import Spectrum
 
 __all__ = ["POOLINGS", "Pooling", "Trace", "TraceRow", "pool", "trace"]
 
