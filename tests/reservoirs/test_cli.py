@@ -19,11 +19,12 @@ from commissure.core.stats import mean_interval
 from commissure.reservoirs import bench, cells, cli, sweep
 from commissure.reservoirs.block_model import HierarchicalSBM
 from commissure.reservoirs.block_tree import BlockTree
-from commissure.reservoirs.by_name import PRESETS, NullModel, TaskInputs, task_by_name
+from commissure.reservoirs.by_name import PRESETS, NullModel, TaskInputs, models_by_name, task_by_name
 from commissure.reservoirs.cells import ModuleInputs, run_cell
 from commissure.reservoirs.communities import louvain_hierarchy
 from commissure.reservoirs.connectome import Connectome, Orientation
 from commissure.reservoirs.evaluation import evaluate, module_r2
+from commissure.reservoirs.inputs import real
 from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.loading import _READERS
 from commissure.reservoirs.nulls import Preserve, rewire
@@ -366,3 +367,18 @@ def test_bad_input_exits_2_and_names_it(
     assert named in captured.err
     assert captured.out == ""
     assert not (path.parent / "x").exists(), "no folder before an error"
+
+
+@pytest.mark.parametrize(("levels", "depth"), [((), 3), ((1,), 1), ((3, 0, 2), 2)])
+def test_nulls_are_of_the_network_that_is_compared(levels: tuple[int, ...], depth: int) -> None:
+    models = models_by_name("milisav2025", levels=levels, nulls=("degree",))
+    *chosen, last = models.values()
+    assert isinstance(last, NullModel)
+    assert last.source is chosen[-1]
+    assert isinstance(last.source, HierarchicalSBM)
+    assert last.source.level == depth
+
+
+def test_integers_beyond_float64_are_refused() -> None:
+    with pytest.raises(InputError, match="gain"):
+        real("gain", 10**400)

@@ -122,7 +122,7 @@ def models_by_name(
     variable: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What a sweep compares: the levels of a preset, or one network; then its nulls.
+    """What a sweep compares: the levels of a preset, or one network; then nulls of the last of them.
 
     >>> list(models_by_name("milisav2025", levels=(0, 2), nulls=("degree",)))
     ['0 random', '2 levels', 'null: degree']
@@ -130,8 +130,10 @@ def models_by_name(
     models: dict[str, Any]
     source: Connectome | HierarchicalSBM
     if name in PRESETS:
-        source = HierarchicalSBM.from_preset(name)
-        chosen = [HierarchicalSBM.from_preset(name, level=level) for level in levels] or [source]
+        chosen = [HierarchicalSBM.from_preset(name, level=level) for level in levels] or [
+            HierarchicalSBM.from_preset(name)
+        ]
+        source = chosen[-1]
         models = {_LEVELS.get(model.level, f"{model.level} levels"): model for model in chosen}
     else:
         if levels:

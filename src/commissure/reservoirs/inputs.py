@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ def real(argument: str, value: object, at_least: float = -math.inf, at_most: flo
     commissure.core.errors.InputError: prune = 1.5: expected a number from 0 to 1
     """
     is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not at_least <= value <= at_most:  # type: ignore[arg-type,operator]
+    # Compared, not converted: an integer beyond float64 has no float.
+    if not is_number or not abs(value) <= sys.float_info.max or not at_least <= value <= at_most:  # type: ignore[arg-type,operator]
         raise InputError(argument, value, _range(at_least, at_most))
     return float(value)  # type: ignore[arg-type]
 
