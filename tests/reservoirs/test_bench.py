@@ -36,14 +36,16 @@ def test_rows_of_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows[1].gain.median > rows[0].gain.median
 
 
+@pytest.mark.skipif(not bench._STATUS.exists(), reason="peak memory is read from Linux's /proc")
 def test_memory_is_that_of_the_run_alone() -> None:
-    """The loop adds its states, 58 MB; a peak that the child inherited from this process would hide them."""
-    held = np.ones(100_000_000)  # 800 MB, above all that the child will need
-    row = bench.bench_memory(length=5000)  # a tenth fills our buffers
+    """The loop adds states, 50 MB; ours would add 170 if it kept them.  Peaks inherited from here would hide both."""
+    held = np.ones(100_000_000)  # 800 MB, more than the child ever takes
+    row = bench.bench_memory(length=6000)
     assert held[0] == 1
     assert (row.part, row.rival, row.dtype) == ("memory", "loop", "float64")
-    assert row.ours < 10
-    assert row.gain.low * max(row.ours, 1.0) > 20
+    loop = row.gain.low * max(row.ours, 1.0)
+    assert row.ours < loop
+    assert 40 < loop < 120
 
 
 def test_every_size_and_precision_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,9 +48,10 @@ class TwoChannels:
     n_inputs: int = 2
     n_outputs: int = 3
     test_length: int = 350
+    test_warmup: int = 17
 
     def data(self, seed: int, split: str) -> TaskData:
-        length, warmup = (400, 30) if split == "train" else (self.test_length, 17)
+        length, warmup = (400, 30) if split == "train" else (self.test_length, self.test_warmup)
         u = generator(seed, "two", split).uniform(-1, 1, (length, 2))
         targets = np.stack([np.roll(u[:, 0], 1), np.roll(u[:, 1], 2), u[:, 0] * u[:, 1]], 1)
         return TaskData(u, targets, warmup)
@@ -106,8 +107,9 @@ def test_two_channels_leak_and_unequal_series(network: Connectome, activation: s
     assert_same(scores, evaluate_reference(weights, TwoChannels(), **options), 1e-8)
 
 
-def test_series_of_one_length_may_differ_in_warm_up(network: Connectome) -> None:
-    task, io = TwoChannels(test_length=400), IOMap(inputs=([0], [9]), outputs=(np.arange(16, 24),))
+@pytest.mark.parametrize("sizes", [{"test_length": 400}, {"test_warmup": 30}])
+def test_series_may_differ_in_warm_up_or_length_alone(network: Connectome, sizes: dict) -> None:
+    task, io = TwoChannels(**sizes), IOMap(inputs=([0], [9]), outputs=(np.arange(16, 24),))
     scores = evaluate(network, task, io=io, dtype=F64)
     assert_same(scores, evaluate_reference(network, task, io=io), 1e-8)
 

@@ -171,12 +171,12 @@ def bench(*, full: Flag = False, repeats: Whole = 5, as_json: Json = False) -> N
         _print(json.dumps({"rows": _plain(rows)}))
         return
     _print(f"{'part':17} {'nodes':>6} {'density':>8} {'rows':>5} {'dtype':8} {'ours':>10} "
-           f"{'rival':8} {'times ours':>25} {'differs by':>11}")  # fmt: skip
+           f"{'rival':28} {'times ours':>25} {'differs by':>11}")  # fmt: skip
     for row in rows:
         mark = "*" if row.part == "sweep + exponent" else " "
         gain = f"{row.gain.median:.3g} [{row.gain.low:.3g}, {row.gain.high:.3g}]{mark}"
         _print(f"{row.part:17} {row.nodes:6} {row.density:8.3f} {row.rows:5} {row.dtype:8} {row.ours:10.4g} "
-               f"{row.rival:8} {gain:>25} {row.difference:11.1e}")  # fmt: skip
+               f"{row.rival:28} {gain:>25} {row.difference:11.1e}")  # fmt: skip
     _print("\nours: microseconds a sequence and step (states), CPU seconds (sweep), megabytes (memory)")
     _print("*: extrapolated; the rival's exponents are timed on a few steps and multiplied up to the whole series")
 
