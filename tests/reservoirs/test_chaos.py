@@ -193,6 +193,21 @@ def test_narma_series_that_diverge_are_drawn_anew(monkeypatch):
     assert sum(a == b for a, b in zip(seen, bounded, strict=True)) == 3
 
 
+def test_bad_runs_are_refused_by_name():
+    rng = np.random.default_rng(0)
+    for argument, call in (
+        ("n_samples", lambda: simulate("henon", 2.5, rng=rng)),
+        ("rng", lambda: simulate("henon", 2, rng=0)),
+        ("system", lambda: advance("henon", [0.0, 0.0], 2)),
+        ("start", lambda: advance(SYSTEMS["henon"], [0.0], 2)),
+        ("start[1]", lambda: advance(SYSTEMS["henon"], [0.0, np.nan], 2)),
+        ("n_samples", lambda: advance(SYSTEMS["henon"], [0.0, 0.0], True)),
+    ):
+        with pytest.raises(InputError) as raised:
+            call()
+        assert raised.value.argument == argument
+
+
 def test_an_unknown_system_is_refused():
     with pytest.raises(InputError, match="expected one of logistic, henon"):
         simulate("lorentz", 5, rng=np.random.default_rng(0))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from commissure.core.errors import InputError
+from commissure.core.rng import generator
 from commissure.reservoirs.dynamics import lyapunov, lyapunov_reference, regime
 from commissure.reservoirs.reservoir import Reservoir
 
@@ -141,6 +142,31 @@ def test_slow_convergence_is_not_taken_for_two_branches():
     )
 
 
+def test_what_is_no_reservoir_is_refused():
+    for function in (lyapunov, lyapunov_reference, regime):
+        with pytest.raises(InputError, match="reservoir = 'ndarray'"):
+            function(GAUSSIAN, NOISE[:300])
+
+
+@pytest.mark.parametrize("leak", [1.0, 0.3])
+def test_exponents_of_a_large_network_are_those_of_dense_tangents(leak):
+    """100 nodes: the tangents of its own states, columns, factorized after every step, to the last digits."""
+    rng = np.random.default_rng(7)
+    weights = scaled(rng.normal(size=(100, 100)) * (rng.random((100, 100)) < 0.5), 2.5)
+    inputs, u = rng.uniform(-1, 1, (2, 100)), rng.uniform(-1, 1, (400, 2))
+    reservoir = Reservoir(weights, inputs=inputs, spectral_radius=None, leak=leak, dtype=torch.float64)
+    states = reservoir(torch.from_numpy(u)[None])[0][0].numpy()
+    before = np.concatenate([np.zeros((1, 100)), states[:-1]])
+    q, logs = np.linalg.qr(generator(0, "tangents").normal(size=(100, 4)))[0], []
+    for x, u_t in zip(before, u, strict=True):
+        slope = 1 - np.tanh(weights.T @ x + inputs.T @ u_t) ** 2
+        q, r = np.linalg.qr((1 - leak) * q + leak * slope[:, None] * (weights.T @ q))
+        logs.append(np.log(np.abs(np.diag(r))))
+    found = lyapunov(reservoir, u, k=4).exponents
+    np.testing.assert_allclose(found, np.sort(np.mean(logs[100:], 0))[::-1], rtol=0, atol=1e-12)
+    assert (found[0] > 0.1) == (leak == 1.0)  # chaotic
+
+
 def test_results_repeat_and_nothing_is_changed():
     reservoir = Reservoir(GAUSSIAN, spectral_radius=1.1)
     u = NOISE[:300].copy()
@@ -160,6 +186,12 @@ def test_results_repeat_and_nothing_is_changed():
         ({"u": np.zeros((300, 2))}, "u"),
         ({"u": np.full((300, 1), np.nan)}, "u[0, 0]"),
         ({"bits": 8}, "reservoir.state_bits"),
+        ({"k": True}, "k"),
+        ({"k": 1.5}, "k"),
+        ({"warmup": "10"}, "warmup"),
+        ({"u": "x"}, "u"),
+        ({"u": [[1.0], [1.0, 2.0]]}, "u"),
+        ({"u": np.ones((300, 1)) * 1j}, "u"),
     ],
 )
 def test_bad_input_is_refused_by_name(keywords, argument):

@@ -71,6 +71,39 @@ def test_what_cannot_be_classified_is_refused():
         NeuroGym(n_trials=0)
     with pytest.raises(InputError, match="grace"):
         NeuroGym(grace=-1)
+    for name in ("env", "n_trials", "grace", "options"):
+        for value in (True, 1.5, None, [2]):
+            with pytest.raises(InputError, match=f"^{name} ="):
+                NeuroGym(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "argument"),
+    [
+        ({"labels": np.full(40, 0.5)}, "labels"),
+        ({"labels": ["a"] * 40}, "labels"),
+        ({"states": "x"}, "states"),
+        ({"weights": np.full(40, np.nan)}, "weights[0]"),
+        ({"penalty": "1"}, "penalty"),
+        ({"penalty": True}, "penalty"),
+    ],
+)
+def test_junk_is_refused_by_name(change, argument):
+    x, labels = clouds([20, 20])
+    given = {"states": x, "labels": labels, "weights": np.ones(40)} | change
+    with pytest.raises(InputError) as raised:
+        fit_decisions(given["states"], given["labels"], given["weights"], penalty=given.get("penalty", 1.0))
+    assert raised.value.argument == argument
+
+
+def test_states_of_other_nodes_are_refused():
+    x, labels = clouds([20, 20])
+    readout = fit_decisions(x, labels, np.ones(40))
+    for states in (x[:, :5], x[0]):
+        with pytest.raises(InputError, match="the nodes fitted"):
+            readout.predict(states)
+    with pytest.raises(InputError, match="shapes"):
+        readout.score(x, labels[:3], np.ones(40))
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -128,5 +161,7 @@ def test_a_reservoir_learns_to_decide(gym):
 def test_bad_environments_are_refused(gym):
     with pytest.raises(InputError, match="NoSuchTask-v0"):
         NeuroGym(env="NoSuchTask-v0").data(0, "train")
+    with pytest.raises(InputError, match=r"options = \{'nonsense': 1\}"):
+        NeuroGym(options={"nonsense": 1}).data(0, "train")
     with pytest.raises(DegenerateError, match="grace of 4 steps"):
         NeuroGym(env="PerceptualDecisionMaking-v0").trials(0, "train")

@@ -190,3 +190,30 @@ def test_files_that_are_none_are_refused(tmp_path):
         file["node"] = h5py.ExternalLink("text.nir", "/")
     with pytest.raises(InputError, match="a link"):
         from_nir(tmp_path / "linked.nir")
+
+
+def test_paths_that_are_none_are_refused(tmp_path):
+    for path in (None, 3, b"net.nir"):
+        with pytest.raises(InputError, match=r"^path ="):
+            from_nir(path)
+        with pytest.raises(InputError, match=r"^path ="):
+            to_nir(make(), path)
+    for path in (tmp_path / "missing" / "net.nir", tmp_path):
+        with pytest.raises(InputError, match="a file in an existing folder"):
+            to_nir(make(), path)
+
+
+def test_a_crash_while_writing_keeps_the_old_file(tmp_path, monkeypatch):
+    path, whole = tmp_path / "net.nir", nir.write
+    to_nir(make(), path)
+    before = path.read_bytes()
+
+    def crash(target, graph):
+        whole(target, graph)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(nir, "write", crash)
+    with pytest.raises(OSError, match="no space left"):
+        to_nir(make(output="spikes"), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -80,6 +80,14 @@ def test_the_unbiased_participation_ratio_does_not_depend_on_the_number_of_sampl
         (lambda: kernel_rank(delay_line(), length=0), "length"),
         (lambda: kernel_rank(delay_line(), n_patterns=0), "n_patterns"),
         (lambda: generalization_rank(delay_line(), noise=-0.1), "noise"),
+        (lambda: generalization_rank(delay_line(), noise=True), "noise"),
+        (lambda: kernel_rank(delay_line(), length=10.0), "length"),
+        (lambda: kernel_rank(delay_line(), n_patterns=True), "n_patterns"),
+        (lambda: kernel_rank(LINE), "reservoir"),
+        (lambda: numerical_rank(np.eye(2), tolerance="0.1"), "tolerance"),
+        (lambda: numerical_rank([[1.0, np.inf]]), "states[0, 1]"),
+        (lambda: participation_ratio("x"), "states"),
+        (lambda: participation_ratio(np.ones(3)), "states"),
     ],
 )
 def test_bad_input_is_refused_by_name(call, argument):

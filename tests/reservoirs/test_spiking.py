@@ -173,8 +173,31 @@ def test_decay_times_are_drawn_from_their_range():
         ({"output": "rate"}, "output"),
         ({"bias": [0.0]}, "bias"),
         ({"weight_gain": float("inf")}, "weight_gain"),
+        ({"dtype": torch.float16}, "dtype"),
+        ({"dtype": "float64"}, "dtype"),
+        ({"seed": True, "inputs": np.ones((1, 4)), "synaptic_decay": 0.02}, "seed"),
+        ({"time_step": True}, "time_step"),
+        ({"membrane_time": "1"}, "membrane_time"),
+        ({"bias": "0"}, "bias"),
+        ({"bias": True}, "bias"),
+        ({"synaptic_decay": "x"}, "synaptic_decay"),
+        ({"inputs": "x"}, "inputs"),
+        ({"output": ["trace"]}, "output"),
     ],
 )
 def test_bad_input_is_refused(options, argument):
     with pytest.raises(InputError, match=argument):
         LIFReservoir(network(4), **options)
+
+
+def test_signals_and_matrices_of_other_kinds_are_refused():
+    model = LIFReservoir(network(4))
+    for x in (torch.zeros(1, 3, 1, dtype=torch.float64), np.zeros((1, 3, 1), np.float32), None):
+        with pytest.raises(InputError, match=r"^x ="):
+            model(x)
+        with pytest.raises(InputError, match=r"^x_t ="):
+            model.step(x if x is None else x[:, 0], model.init_state(1))
+    with pytest.raises(InputError, match="batch_size"):
+        model.init_state(1.5)
+    with pytest.raises(InputError, match="sparse"):
+        dale_weights(network(4), 0.5, seed=0)

@@ -158,6 +158,23 @@ def test_multitask_groups_need_a_multiple_of_modules():
         Multitask(n_inputs=8).io([[0, 1], [2, 3], [4], *[[i, i + 1] for i in range(5, 15, 2)]])
 
 
+@pytest.mark.parametrize("value", [True, 20.5, float("nan"), "20", None, [20]])
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (MemoryCapacity, ("max_delay", "length", "warmup")),
+        (NonlinearTransform, ("length", "warmup")),
+        (ChaoticForecast, ("horizon", "length", "warmup")),
+        (Multitask, ("max_delay", "length", "warmup")),
+    ],
+)
+def test_numbers_of_steps_are_integers(kind, names, value):
+    for name in names:
+        with pytest.raises(InputError) as raised:
+            kind(**{name: value})
+        assert raised.value.argument == name
+
+
 @pytest.mark.parametrize(
     ("make", "argument"),
     [
@@ -173,6 +190,15 @@ def test_multitask_groups_need_a_multiple_of_modules():
         (lambda: ChaoticForecast(horizon=0), "horizon"),
         (lambda: ChaoticForecast(length=0), "length"),
         (lambda: ChaoticForecast(warmup=-1), "warmup"),
+        (lambda: ChaoticForecast(length=1, warmup=0), "length"),
+        (lambda: ChaoticForecast(system=["lorenz"]), "system"),
+        (lambda: Multitask(n_inputs=4.0), "n_inputs"),
+        (lambda: Multitask(layout=None), "layout"),
+        (lambda: Multitask().io(None), "modules"),
+        (lambda: Multitask().io([[0], [1], [2.0], [3]]), "modules[2]"),
+        (lambda: MemoryCapacity(first_delay=True), "first_delay"),
+        (lambda: NonlinearTransform(n_cycles=float("nan")), "n_cycles"),
+        (lambda: NonlinearTransform(n_cycles="10"), "n_cycles"),
     ],
 )
 def test_bad_settings_are_refused_by_name(make, argument):

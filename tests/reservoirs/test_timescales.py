@@ -118,6 +118,16 @@ def test_scale_and_offset_do_not_matter():
         (lambda x: timescales(np.where(x == x.max(), np.nan, x)), "states[49, 1]"),
         (lambda x: lag_products(x, 4, before=lag_products(x, 5)), "before"),
         (lambda x: timescales(lag_products(x, 4), n_lags=4), "n_lags"),
+        (lambda x: timescales(x, n_lags=4.0), "n_lags"),
+        (lambda x: timescales(x, n_lags=True), "n_lags"),
+        (lambda x: timescales(x, method=None), "method"),
+        (lambda x: timescales("x"), "states"),
+        (lambda x: lag_products(x, 4, before=x), "before"),
+        (lambda x: autocorrelation(x), "lags"),
+        (lambda x: timescales(x).by_module(None), "modules"),
+        (lambda x: timescales(x).by_module([]), "modules"),
+        (lambda x: timescales(x).by_module([[0.5]]), "modules[0]"),
+        (lambda x: timescales_reference(x[:, 0]), "states"),
     ],
 )
 def test_bad_input_is_refused_by_name(call, argument):

@@ -167,13 +167,13 @@ class NeuroGym:
 def _steps(
     states: ArrayLike, labels: ArrayLike, weights: ArrayLike
 ) -> tuple[Float[np.ndarray, "time nodes"], Int[np.ndarray, " time"], Float[np.ndarray, " time"]]:
-    x, classes, weight = numbers("states", states), np.asarray(labels), numbers("weights", weights)
+    x, classes, weight = numbers("states", states), numbers("labels", labels), numbers("weights", weights)
     if x.ndim != 2 or classes.shape != (len(x),) or weight.shape != (len(x),):
         shapes = (x.shape, classes.shape, weight.shape)
         raise InputError("states, labels, weights", shapes, "shapes (time, nodes), (time,) and (time,)")
-    if classes.dtype.kind not in "biu":
-        raise InputError("labels", str(classes.dtype), "integers")
-    return x, classes, weight
+    if (classes % 1).any():
+        raise InputError("labels", classes[classes % 1 != 0][:3].tolist(), "integers")
+    return x, classes.astype(np.int64), weight
 
 
 def _members(labels: Int[np.ndarray, " time"], weights: Float[np.ndarray, " time"]) -> dict[int, np.ndarray]:

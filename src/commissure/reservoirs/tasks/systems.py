@@ -66,6 +66,8 @@ def simulate(name: str, n_samples: int, *, rng: np.random.Generator) -> Float[np
 def advance(system: System, start: Sequence[float], n_samples: int) -> Float[np.ndarray, "time coordinates"]:
     """The `n_samples` samples that follow the state `start` (for a delay equation: the constant history)."""
     n_samples = whole("n_samples", n_samples, 1)
+    if not isinstance(system, System):
+        raise InputError("system", type(system).__name__, "a System", "pass for example SYSTEMS['lorenz']")
     if numbers("start", start).shape != (len(system.start),):
         raise InputError("start", np.shape(start), f"{len(system.start)} numbers, one a coordinate")
     n_steps = round(system.interval / system.step) if system.step else 1
