@@ -129,11 +129,13 @@ def test_every_row_may_have_its_own_input_weights(batch: int) -> None:
 
 
 @compiled
+@pytest.mark.parametrize("is_plain", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bits_do_not_depend_on_company_or_threads(dtype: torch.dtype) -> None:
+def test_bits_do_not_depend_on_company_or_threads(dtype: torch.dtype, is_plain: bool) -> None:
     matrix = reservoir_matrix(network(150, 0.3), dtype=dtype)
     operands, optional = problem(150, 37, 40, own=True, dtype=dtype)
-    optional.pop("tangents")
+    for name in ("tangents", "noise") if is_plain else ("tangents",):
+        optional.pop(name)
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2, 5):
@@ -150,11 +152,14 @@ def test_bits_do_not_depend_on_company_or_threads(dtype: torch.dtype) -> None:
 
 
 @compiled
-def test_tangents_leave_the_states_alone() -> None:
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_tangents_leave_the_states_alone(is_plain: bool) -> None:
     matrix = reservoir_matrix(network(40, 0.2), dtype=torch.float64)
     for batch in (1, 6):
         operands, optional = problem(40, batch, 9)
         tangents = optional.pop("tangents")
+        if is_plain:
+            optional.pop("noise")
         alone = reservoir_scan(matrix, *operands, **optional).states
         assert torch.equal(reservoir_scan(matrix, *operands, **optional, tangents=tangents).states, alone)
 

@@ -17,11 +17,12 @@ namespace commissure {
 namespace {
 
 constexpr int kTile = 16;  // targets whose sums are all there before any of them is updated
-// Vectors of sums at a time, four accumulators each: what the registers hold.
+// Vectors of sums at a time, four accumulators each: what the registers hold.  Loads bound them, and a load of 64 bytes
+// takes less than two of 32.
 #if defined(__AVX512F__)
-constexpr int kPass = 4;
+constexpr int kPass = 4, kPassBytes = 64;
 #else
-constexpr int kPass = 2;
+constexpr int kPass = 2, kPassBytes = kVectorBytes;
 #endif
 
 template <class T>
@@ -91,6 +92,8 @@ class Scan {
     using Wide = LaneVec<T>;
     static constexpr int K = Lane<T>::L;
     typedef T Loose __attribute__((vector_size(sizeof(Wide)), aligned(sizeof(T)), may_alias));  // anywhere in memory
+    typedef T Block __attribute__((vector_size(kPassBytes), aligned(sizeof(T)), may_alias));
+    static constexpr int kBlock = kPassBytes / kVectorBytes;  // vectors
     typedef T Quad __attribute__((vector_size(kEdgeGroup * sizeof(T))));
     typedef T LooseQuad __attribute__((vector_size(kEdgeGroup * sizeof(T)), aligned(sizeof(T)), may_alias));
 
@@ -194,29 +197,30 @@ class Scan {
         for (int i = 0; i < targets; ++i) {
             T* to = sums + size_t(i) * stride;
             int v = 0;
-            for (; v + kPass <= vectors; v += kPass) pass<kPass>(start + i, v * L, to);
+            for (; v + kPass <= vectors; v += kPass) pass<kPass / kBlock, Block>(start + i, v * L, to);
             switch (vectors - v) {
-                case 3: pass<3>(start + i, v * L, to); break;
-                case 2: pass<2>(start + i, v * L, to); break;
-                case 1: pass<1>(start + i, v * L, to); break;
+                case 3: pass<3, V>(start + i, v * L, to); break;
+                case 2: pass<2, V>(start + i, v * L, to); break;
+                case 1: pass<1, V>(start + i, v * L, to); break;
             }
         }
     }
-    template <int P>
+    template <int P, class W>
     COMMISSURE_INLINE void pass(int64_t j, int first, T* to) const {
-        V sum[kEdgeGroup][P] = {};
+        constexpr int lanes = int(sizeof(W) / sizeof(T));
+        W sum[kEdgeGroup][P] = {};
         const Index* source = static_cast<const Index*>(m.sources) + m.starts[j];
         const Index* end = static_cast<const Index*>(m.sources) + m.starts[j + 1];
         const T* value = in(m.values) + m.starts[j];
         const T* from = now + first;
         for (; source < end; source += kEdgeGroup, value += kEdgeGroup)
             for (int a = 0; a < kEdgeGroup; ++a) {
-                const V w = splat(value[a]);
+                const W w = value[a] - W{};
                 const T* x = from + size_t(source[a]) * stride;
-                for (int v = 0; v < P; ++v) sum[a][v] += w * load(x + v * L);
+                for (int v = 0; v < P; ++v) sum[a][v] += w * *reinterpret_cast<const W*>(x + v * lanes);
             }
         for (int v = 0; v < P; ++v)
-            store(to + first + v * L, (sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v]));
+            *reinterpret_cast<W*>(to + first + v * lanes) = (sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v]);
     }
     // The new states of a tile; a function of its own, so that constants stay in registers, and with its own copies of
     // members, which stores could change for all that a compiler knows.
