@@ -43,6 +43,8 @@ def test_drawn_outputs_depend_on_the_seed_and_the_module_alone():
     assert both.outputs[1].tolist() == one.outputs[0].tolist()
     assert all(len(np.unique(nodes)) == 3 for nodes in both.outputs)
     assert set(both.outputs[0]) <= set(MODULES[0])
+    assert all((np.diff(nodes) > 0).all() for nodes in both.outputs)
+    assert [len(nodes) for nodes in IOMap.from_modules(MODULES, inputs=[1], n_outputs=5).outputs] == [5, 5]
     seeds = {tuple(IOMap.from_modules(MODULES, inputs=[1], n_outputs=3, seed=s).outputs[1]) for s in range(20)}
     assert len(seeds) > 5
     alike = IOMap.from_modules(np.arange(80).reshape(4, 20), inputs=[0], n_outputs=10, seed=7)
@@ -70,6 +72,9 @@ def test_the_map_keeps_its_own_copy():
         (lambda: IOMap(inputs=([0.5],), outputs=([1],)), "inputs[0]"),
         (lambda: IOMap(inputs=([0, 1],), outputs=([2], [1, 3])), "outputs[1]"),
         (lambda: IOMap(inputs=([0],), outputs=([1], [2]), targets=([0],)), "targets"),
+        (lambda: IOMap(inputs=([0],), outputs=([1],), targets=([0], [0])), "targets"),
+        (lambda: IOMap(inputs=(0,), outputs=([1],)), "inputs[0]"),
+        (lambda: IOMap.from_modules(MODULES, inputs=[0], n_outputs=0), "n_outputs"),
         (lambda: IOMap.from_modules(MODULES, inputs=[3]), "inputs[0]"),
         (lambda: IOMap.from_modules(MODULES, inputs=[0], outputs=[-1]), "outputs[0]"),
         (lambda: IOMap.from_modules(MODULES, inputs=[0], n_outputs=5), "n_outputs"),
@@ -95,7 +100,7 @@ def test_check_lists_the_nodes_no_input_reaches():
         IOMap(inputs=([0],), outputs=([1, 2], [3])).check(chain)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        IOMap(inputs=([0], [3]), outputs=([1], [2])).check(chain)
+        IOMap(inputs=([3], [0]), outputs=([1], [2])).check(chain)
 
 
 def test_check_follows_the_direction_of_edges_and_negative_ones():

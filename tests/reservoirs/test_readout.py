@@ -108,6 +108,8 @@ def test_a_penalty_lost_in_the_gram_warns_and_is_solved_all_the_same() -> None:
     with pytest.warns(IllConditionedWarning, match=r"penalty 1e-18 .* singular values"):
         readout = RidgeReadout(1e-18).fit(x, x @ truth)
     assert np.max(np.abs(readout.coef_.T - truth)) <= 1e-4
+    with pytest.warns(IllConditionedWarning, match=r"penalty 1e-09 .* Gram matrix, 1e\+06"):  # 50 eps are 1.1e-8
+        RidgeReadout(1e-9).fit(x, x @ truth)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         RidgeReadout(1e-6).fit(x, x @ truth)

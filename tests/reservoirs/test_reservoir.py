@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from scipy.sparse import csr_array
 from scipy.stats import kstest
 
 from commissure.core.errors import DegenerateError, InputError
+from commissure.core.rng import spawn
 from commissure.reservoirs.connectome import Connectome
-from commissure.reservoirs.reservoir import Reservoir
+from commissure.reservoirs.reservoir import Reservoir, rounded
 from commissure.reservoirs.state_noise import place_noise
 
 NODES = 60
@@ -82,6 +84,7 @@ def test_the_callers_matrix_is_left_alone() -> None:
     matrix.data[3] = 0.0
     kept = matrix.copy()
     made(matrix, weight_bits=3)
+    rounded(matrix, 3)
     assert matrix.nnz == kept.nnz
     assert np.array_equal(matrix.data, kept.data)
 
@@ -90,6 +93,7 @@ def test_the_radius_of_a_directed_signed_network_is_the_one_asked_for() -> None:
     reservoir = made(spectral_radius=1.0)
     assert dense(reservoir).shape == (NODES, NODES)
     assert np.abs(np.linalg.eigvals(dense(reservoir))).max() == pytest.approx(1.0, abs=1e-10)
+    assert np.abs(np.linalg.eigvals(dense(made()))).max() == pytest.approx(0.9, abs=1e-10)
 
 
 def dense(reservoir: Reservoir) -> np.ndarray:
@@ -159,6 +163,24 @@ def test_noise_depends_on_its_place_alone() -> None:
     assert len(whole.unique()) == whole.numel()
 
 
+def test_noise_is_box_muller_of_splitmix64() -> None:
+    """The formula in Python's own integers, place by place."""
+    mask = 2**64 - 1
+
+    def mixed(word: int) -> int:
+        word = (word * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & mask
+        word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & mask
+        return word ^ (word >> 31)
+
+    found = noise([3, 4], time=3, nodes=2, seed=7, position=5)
+    for row, time, node in np.ndindex(2, 3, 2):
+        word = mixed(mixed(mixed(mixed(spawn(7, "state noise")) + 3 + row) + 5 + time) + node)
+        a, b = (word >> 32) + 0.5, word & 0xFFFFFFFF
+        expected = math.sqrt(-2 * math.log(a / 2**32)) * math.cos(2 * math.pi * b / 2**32)
+        assert float(found[row, time, node]) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
 def test_rows_of_equal_streams_share_their_noise() -> None:
     reservoir, x = made(state_noise=0.2), signal(1, 10).repeat(2, 1, 1)
     shared = reservoir(x)[0]
@@ -167,6 +189,8 @@ def test_rows_of_equal_streams_share_their_noise() -> None:
     assert torch.equal(own[0], shared[0])
     assert (own[0] - own[1]).abs().mean() > 0.05
     assert state.position.tolist() == [10, 10]
+    other = made(state_noise=0.2, inputs=reservoir.input_weights.numpy(), seed=1)
+    assert (other(x)[0][0] - shared[0]).abs().mean() > 0.05
 
 
 def test_noise_has_the_strength_asked_for() -> None:
@@ -190,6 +214,7 @@ def test_rounded_states_are_levels_from_minus_one_to_one() -> None:
     levels = torch.linspace(-1, 1, 8, dtype=torch.float64)
     assert (states.unsqueeze(-1) - levels).abs().amin(-1).max() < 1e-15
     assert set(states[0].unique().round(decimals=9).tolist()) == set(levels.round(decimals=9).tolist())
+    assert made(state_bits=1)(signal(2, 50))[0].unique().tolist() == [-1.0, 1.0]
 
 
 def test_a_seed_draws_the_input_weights_and_nothing_else() -> None:
@@ -197,7 +222,7 @@ def test_a_seed_draws_the_input_weights_and_nothing_else() -> None:
     assert torch.equal(one.input_weights, made(seed=1).input_weights)
     assert not torch.equal(one.input_weights, two.input_weights)
     assert torch.equal(one.values, two.values)
-    assert float(one.input_weights.abs().max()) <= 1
+    assert -1 <= float(one.input_weights.min()) < -0.5 < 0.5 < float(one.input_weights.max()) <= 1
 
 
 def test_saving_and_loading_keeps_every_bit(tmp_path: Path) -> None:
@@ -238,6 +263,9 @@ def test_gradients_reach_inputs_and_initial_state() -> None:
         ("weight_bits = ", {"weight_bits": 1}),
         ("state_bits = ", {"state_bits": 17}),
         ("seed = ", {"seed": -1}),
+        ("seed = ", {"seed": 1.5, "inputs": np.ones((2, NODES))}),
+        ("inputs = ", {"inputs": True}),
+        ("inputs = ", {"inputs": np.ones((0, NODES))}),
         ("dtype = ", {"dtype": torch.float16}),
     ],
 )

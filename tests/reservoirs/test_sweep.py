@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -26,6 +26,7 @@ from sweep_models import TREE, Logged, flat
 
 from commissure.core.errors import BackendMissing, InputError
 from commissure.reservoirs import cells
+from commissure.reservoirs import sweep as module
 from commissure.reservoirs.block_model import HierarchicalSBM
 from commissure.reservoirs.cells import Cell, canonical, run_cell, sampled
 from commissure.reservoirs.compare import compare
@@ -99,8 +100,46 @@ def test_any_executor_gives_the_same_rows_to_the_last_bit() -> None:
         assert sweep().run(TASK, executor=pool) == here
 
 
+class Inline(Executor):
+    """Runs `runs` tasks where they are submitted and never begins the others."""
+
+    def __init__(self, runs: int) -> None:
+        self.runs, self.futures = runs, []
+
+    def submit(self, function, /, *arguments):
+        future: Future = Future()
+        self.futures.append(future)
+        if len(self.futures) <= self.runs:
+            future.set_running_or_notify_cancel()
+            try:
+                future.set_result(function(*arguments))
+            except RuntimeError as error:
+                future.set_exception(error)
+        return future
+
+
+def test_cells_are_kept_in_their_order_and_what_waits_is_canceled(store: RunStore, tmp_path: Path) -> None:
+    sweep(models={"m": flat}, seeds=range(7, 0, -1)).run(TASK, store=store, executor=Inline(7))
+    found = store.query("SELECT seed FROM reservoir_cells ORDER BY rowid")
+    assert [seed for (seed,) in found] == list(range(7, 0, -1))
+    executor = Inline(1)
+    with pytest.raises(RuntimeError, match="no such network"):
+        sweep(models={"m": Logged(str(tmp_path), failing_seed=0)}).run(TASK, executor=executor)
+    assert [future.cancelled() for future in executor.futures] == [False, True, True]
+
+
+def test_by_default_there_is_a_worker_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes = []
+    monkeypatch.setattr(module, "IsolatedExecutor", lambda n: lanes.append(n) or ThreadPoolExecutor(1))
+    monkeypatch.setattr(module, "_cores", lambda: 5)
+    for seeds, options in (((0,), {}), (range(3), {}), (range(3), {"workers": 2})):
+        sweep(seeds=seeds).run(TASK, **options)
+    assert lanes == [2, 5, 2]
+
+
 def test_threads_of_the_caller_change_nothing() -> None:
-    cell = sweep().cells(TASK)[0]
+    threads = []
+    cell = sweep(models={"m": lambda seed: threads.append(torch.get_num_threads()) or flat(seed)}).cells(TASK)[0]
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -108,6 +147,7 @@ def test_threads_of_the_caller_change_nothing() -> None:
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)
         assert run_cell(cell).rows == rows
+        assert threads == [1, 1]
     finally:
         torch.set_num_threads(before)
 
@@ -318,6 +358,18 @@ def test_progress_counts_cells_those_kept_too(store: RunStore) -> None:
     seen.clear()
     sweep().run(TASK, store=store, workers=0, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(4, 6), (5, 6), (6, 6)]
+
+
+def test_a_bar_is_drawn_on_the_terminals_stderr_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(seeds=np.arange(1)).run(TASK, workers=0)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    sweep(seeds=np.arange(1)).run(TASK, workers=0)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "2/2" in err
 
 
 def test_module_inputs() -> None:

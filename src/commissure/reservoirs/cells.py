@@ -135,7 +135,7 @@ def run_cell(cell: Cell) -> Finished:
     with warnings.catch_warnings(record=True) as caught, _one_thread():
         warnings.simplefilter("always")
         network = sampled(cell.model, cell.seed)
-        io = s.io if isinstance(s.io, IOMap) or not callable(s.io) else s.io(network, cell.seed)
+        io = s.io(network, cell.seed) if callable(s.io) else s.io
         for bits in s.weight_bits:
             scores = evaluate(
                 network,

@@ -34,10 +34,11 @@ def real(argument: str, value: object, at_least: float = -math.inf, at_most: flo
     commissure.core.errors.InputError: prune = 1.5: expected a number from 0 to 1
     """
     is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    # Compared, not converted: an integer beyond float64 has no float.
-    if not is_number or not abs(value) <= sys.float_info.max or not at_least <= value <= at_most:  # type: ignore[arg-type,operator]
+    # An integer beyond float64 has no float; a float32 would be compared in float32, where the largest float64 is inf.
+    number: Any = float(value) if isinstance(value, np.floating) else value
+    if not is_number or not abs(number) <= sys.float_info.max or not at_least <= number <= at_most:
         raise InputError(argument, value, _range(at_least, at_most))
-    return float(value)  # type: ignore[arg-type]
+    return float(number)
 
 
 def numbers(argument: str, values: object) -> Float[np.ndarray, ...]:

@@ -132,8 +132,7 @@ class IOMap:
         from scipy.sparse import csgraph, csr_array, vstack
 
         driven = csr_array(self.input_weights(network.n_nodes).sum(0, keepdims=True))
-        edges = abs(network.weights)
-        rooted = csr_array(vstack([edges, driven]))  # one more node, with an edge to every driven one
+        rooted = csr_array(vstack([network.weights, driven]))  # one more node, with an edge to every driven one
         rooted.resize((network.n_nodes + 1, network.n_nodes + 1))
         reached = csgraph.breadth_first_order(rooted, network.n_nodes, return_predecessors=False)
         lost = [np.setdiff1d(nodes, reached).tolist() for nodes in self.outputs]
