@@ -85,6 +85,20 @@ def test_every_activation_and_its_slope(activation: str, batch: int) -> None:
     assert_same(matrix, operands, {"activation": activation, **optional})
 
 
+@compiled
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("batch", [1, 6])
+def test_thresholds_belong_to_the_same_side_and_nan_stays(activation: str, batch: int) -> None:
+    bias = torch.tensor([-0.5, 0.0, 0.5, float("nan")], dtype=torch.float64)
+    matrix = reservoir_matrix(csr_array(np.eye(3)), dtype=torch.float64)
+    rest = torch.zeros(batch, 3, dtype=torch.float64)
+    operands = [torch.zeros(batch, 1, 1, dtype=torch.float64), rest, torch.zeros(1, 3, dtype=torch.float64)]
+    assert_same(matrix, operands, {"activation": activation, "bias": bias[:3]})
+    assert_same(matrix, operands, {"activation": activation, "bias": bias[:3], "tangents": rest[:, None] + 1})
+    states = reservoir_scan(matrix, *operands, activation=activation, bias=bias[1:]).states
+    assert states.isnan().tolist() == [[[False, False, True]]] * batch
+
+
 @pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "step"])
 def test_slopes_are_the_derivatives(name: str) -> None:
     function, slope = ACTIVATIONS[name]
