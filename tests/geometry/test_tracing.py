@@ -107,7 +107,16 @@ def test_a_mask_is_not_that_of_another_batch() -> None:
     with torch.no_grad(), trace(model, sites=["norm"], pooling=["all"], frames=["raw"]) as traced:
         model(input_ids=ids, attention_mask=half)
         model(input_ids=ids)
-    assert traced.accumulators["norm", "all", "raw"].n_samples == 9 * 4 + 9 * 7
+        model(ids)
+        assert traced.accumulators["norm", "all", "raw"].n_samples == 9 * 4 + 2 * 9 * 7
+        traced.mask = half.bool()
+        model(ids)
+        assert traced.accumulators["norm", "all", "raw"].n_samples == 2 * 9 * 4 + 2 * 9 * 7
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        assert traced.accumulators["norm", "all", "raw"].n_samples == 2 * 9 * 4 + 3 * 9 * 7
+        traced.mask = half[:, :5].bool()
+        with pytest.raises(InputError, match="mask"):
+            model(ids)
 
 
 def test_leading_tokens_can_be_left_out() -> None:

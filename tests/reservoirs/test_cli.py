@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +15,7 @@ from scipy.io import savemat
 from commissure.cli import main
 from commissure.core.errors import InputError
 from commissure.core.stats import mean_interval
-from commissure.reservoirs import bench, cells, cli, sweep
+from commissure.reservoirs import bench, by_name, cells, cli, sweep
 from commissure.reservoirs.block_model import HierarchicalSBM
 from commissure.reservoirs.block_tree import BlockTree
 from commissure.reservoirs.by_name import PRESETS, NullModel, TaskInputs, models_by_name, task_by_name
@@ -29,7 +28,7 @@ from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.loading import _READERS
 from commissure.reservoirs.nulls import Preserve, rewire
 from commissure.reservoirs.show import facts
-from commissure.reservoirs.tasks import MemoryCapacity
+from commissure.reservoirs.tasks import ChaoticForecast, MemoryCapacity, Multitask, NonlinearTransform
 
 QUICK = ["--workers", "0", "--length", "120", "--delays", "4", "--radius", "0.5", "0.9", "--penalty", "1e-6"]
 SMALL_TREE = BlockTree.balanced(depth=2, leaf_size=12)
@@ -158,6 +157,54 @@ def test_inputs_of_tasks_with_several_channels() -> None:
     assert {len(nodes) for nodes in io.outputs} == {12}, "at most the smallest module"
 
 
+def test_inputs_are_drawn_by_the_seed() -> None:
+    lorenz, thirds = task_by_name("lorenz", length=50), np.repeat([0, 1, 2], 16)
+    drawn = [TaskInputs(task=lorenz, which="each", n_outputs=3)(SMALL, seed)[0] for seed in range(12)]
+    assert len({tuple(int(nodes[0]) for nodes in io.inputs) for io in drawn}) > 6
+    assert len({tuple(io.outputs[0]) for io in drawn if io.outputs[0][0] < 12}) > 1
+    many = [TaskInputs(task=task_by_name("multitask"), which="each")(SMALL, seed)[0] for seed in range(12)]
+    assert len({tuple(int(nodes[0]) for nodes in io.inputs) for io in many}) > 3
+    with pytest.raises(InputError, match=r"^task = '3 inputs'"):
+        TaskInputs(task=lorenz, which="each")(SMALL.with_levels([thirds]), 0)
+    with pytest.raises(InputError, match=r"^task = 'memory'"):
+        TaskInputs(task="memory", which="each")(SMALL, 0)
+    for bad in (0, 1.5, "3"):
+        with pytest.raises(InputError, match=r"^most_outputs = "):
+            TaskInputs(task=task_by_name("memory"), which="each", most_outputs=bad)(SMALL, 0)
+
+
+def test_tasks_have_the_length_and_the_delays_asked_for() -> None:
+    sizes = {"length": 150, "max_delay": 5}
+    assert task_by_name("memory", **sizes) == MemoryCapacity(max_delay=5, length=150)
+    assert task_by_name("multitask", **sizes) == Multitask(max_delay=5, length=150)
+    assert task_by_name("nonlinear", **sizes) == NonlinearTransform(length=150)
+    assert task_by_name("henon", **sizes) == ChaoticForecast(system="henon", length=150)
+    with pytest.raises(InputError, match=r"^task = 3"):
+        task_by_name(3)
+
+
+def test_a_file_is_read_and_parted_as_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = SMALL.to_array()[::-1, ::-1]
+    savemat(tmp_path / "two.mat", {"a": SMALL.to_array(), "b": other})
+    seeds = []
+    found = louvain_hierarchy
+
+    def watched(*arguments: Any, seed: int, **options: Any) -> Any:
+        seeds.append(seed)
+        return found(*arguments, seed=seed, **options)
+
+    monkeypatch.setattr(by_name, "louvain_hierarchy", watched)
+    (network,) = models_by_name(str(tmp_path / "two.mat"), orientation="source_target", variable="b", seed=7).values()
+    assert np.array_equal(network.to_array(), other)
+    assert seeds == [7]
+    for name, options in (("levels", {"levels": 3}), ("nulls", {"nulls": 3}), ("nulls[0]", {"nulls": ("all",)})):
+        with pytest.raises(InputError) as raised:
+            models_by_name("milisav2025", **options)
+        assert raised.value.argument == name
+    with pytest.raises(InputError, match=r"^network = None"):
+        models_by_name(None)
+
+
 def test_nulls_of_a_model_are_of_its_networks() -> None:
     model = HierarchicalSBM(SMALL_TREE, p_within=0.7, decay=0.3)
     for source, network in ((model, model.sample(3)), (SMALL, SMALL)):
@@ -208,17 +255,10 @@ def test_bench_prints_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsys:
     assert main(["reservoirs", "bench"]) == 0
     shown = capsys.readouterr().out
     assert asked[-1] == {"full": False, "repeats": 5}
-    assert "*" not in shown.split("\n\n")[0], "nothing extrapolated"
     for row in rows:
         assert f"{row.rival:8} " in shown
         assert f"{row.gain.median:.3g} [{row.gain.low:.3g}, {row.gain.high:.3g}]" in shown
     assert main(["reservoirs", "bench", "--repeats", "0"]) == 2
-    rows = (rows[0], replace(rows[1], part="sweep + exponent"))
-    monkeypatch.setattr(bench, "bench", lambda **_: rows)
-    assert main(["reservoirs", "bench"]) == 0
-    table, notes = capsys.readouterr().out.split("\n\n")
-    assert ["*" in line for line in table.splitlines()] == [False, False, True]
-    assert "*: extrapolated" in notes
 
 
 def test_show_counts_and_draws(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,5 +150,11 @@ def test_bad_input() -> None:
         compare(rows, "L2", "L1")
     with pytest.raises(InputError, match=r"^b = 'L1': expected another model"):
         compare(rows, "L1", "L1")
+    with pytest.raises(InputError, match=r"^scores = 3"):
+        compare(3, "L3", "L1")
+    with pytest.raises(InputError, match=r"^scores\[0\] = 'x'"):
+        compare(["x"], "L3", "L1")
+    with pytest.raises(InputError, match=r"^a = "):
+        compare(rows, np.ones(2), "L1")
     with pytest.raises(InputError, match=r"^measure = 'r2'"):
         compare(rows, "L3", "L1", measure="r2")

@@ -9,8 +9,7 @@ import pytest
 from scipy.sparse import coo_array, csr_array, csr_matrix
 
 from commissure.core.errors import InputError
-from commissure.reservoirs.connectome import Connectome, SelfLoopWarning
-from commissure.reservoirs.reservoir import square
+from commissure.reservoirs.connectome import Connectome, SelfLoopWarning, as_csr
 
 DIRECTED = np.array([[0, 2.0, 0], [0, 0, -1.5], [0, 0.5, 0]])
 UNDIRECTED = np.array([[0, 2.0, 0], [2.0, 0, -1.5], [0, -1.5, 0]])
@@ -152,7 +151,7 @@ def test_one_function_checks_every_matrix() -> None:
     """Reservoirs refuse what networks refuse, complex numbers too, and name their own argument."""
     for wrong in (np.eye(2) * 1j, [["1"]], [[0, 1], [2]], csr_array(np.eye(2) * 1j)):
         with pytest.raises(InputError, match=r"^network"):
-            square(wrong)
+            as_csr("network", wrong)
     network = Connectome.from_array(DIRECTED, orientation="source_target")
-    assert (square(network) != square(DIRECTED)).nnz == 0
-    assert square(network).data.flags.writeable
+    assert (as_csr("network", network) != as_csr("network", DIRECTED)).nnz == 0
+    assert as_csr("network", network).data.flags.writeable

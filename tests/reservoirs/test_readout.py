@@ -135,6 +135,13 @@ def test_the_readout_is_the_ridge_of_the_core() -> None:
         ({}, np.ones((3, 2)), np.ones(4), r"^y = \(4,\)"),
         ({"penalties": []}, np.ones((3, 2)), np.ones(3), r"^penalties = \[\]"),
         ({"penalties": [1.0, -2.0]}, np.ones((3, 2)), np.ones(3), r"^penalties\[1\] = -2"),
+        ({"penalties": None}, np.ones((3, 2)), np.ones(3), r"^penalties = None"),
+        ({"select": ["gcv"]}, np.ones((3, 2)), np.ones(3), r"^select = \['gcv'\]"),
+        ({"intercept": None}, np.ones((3, 2)), np.ones(3), r"^intercept = None"),
+        ({"io": 3}, np.ones((3, 2)), np.ones(3), r"^io = 3"),
+        ({}, [["a"]], np.ones(1), r"^x = "),
+        ({}, np.ones((2, 1)), [1j, 2], r"^y = "),
+        ({}, [[1.0], [1.0, 2.0]], np.ones(2), r"^x = 'list'"),
         ({"select": "aic"}, np.ones((3, 2)), np.ones(3), r"^select = 'aic'"),
         ({"io": IOMap(inputs=([0],), outputs=([2],))}, np.ones((3, 2)), np.ones(3), r"^x = \(3, 2\): .* 3 nodes"),
         (

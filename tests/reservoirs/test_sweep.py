@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cmath
+import math
 import os
 import signal
 import sqlite3
@@ -11,7 +13,7 @@ import textwrap
 import time
 import warnings
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -206,6 +208,16 @@ def test_keys_are_the_same_in_another_process() -> None:
             assert pool.submit(getattr, cell, "key").result() == cell.key
 
 
+@dataclass(frozen=True)
+class One:
+    value: int
+
+
+@dataclass(frozen=True)
+class Other:
+    value: int
+
+
 class Plain:
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -236,6 +248,11 @@ def test_canonical_texts_tell_contents_apart() -> None:
         partial(flat, 1),
         partial(flat, 2),
         partial(flat, seed=1),
+        partial(flat, seed=2),
+        math.sqrt,
+        cmath.sqrt,
+        One(1),
+        Other(1),
         Logged("a"),
         Plain("a"),
         Plain("b"),
@@ -334,10 +351,9 @@ def test_a_repeated_warning_of_each_cell_is_caught_and_told_where_run_was_called
     with pytest.warns(IllConditionedWarning) as caught:
         sweep(models={"deep": MODELS["deep"]}, penalties=1e-16).run(TASK, workers=0)
     assert {w.filename for w in caught} == {__file__}
-    for _ in range(2):  # under a filter that would show it once, too
-        with warnings.catch_warnings():
-            warnings.simplefilter("once")
-            assert run_cell(sweep(penalties=1e-16).cells(TASK)[0]).warned
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the worker's filters are not the caller's
+        assert run_cell(sweep(penalties=1e-16).cells(TASK)[0]).warned
 
 
 def test_a_result_compares_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,6 +400,9 @@ def test_module_inputs() -> None:
     assert len(read) > 3
     with pytest.raises(InputError, match=r"^which = \(\)"):
         ModuleInputs(which=())(network, 0)
+    for which in (None, {1}, np.arange(2)):
+        with pytest.raises(InputError, match=r"^which = "):
+            ModuleInputs(which=which)(network, 0)
     with pytest.raises(InputError, match=r"^which = 'all'"):
         ModuleInputs(which="all")(network, 0)
 
@@ -441,11 +460,35 @@ def test_what_cannot_be_sent_is_refused_before_anything_runs() -> None:
         ({"spectral_radius": 0.8}, r"^spectral_radius = 0\.8: expected several values"),
         ({"seeds": 3}, r"^seeds = 3: expected several values"),
         ({"io": 3}, r"^io = 3: expected an IOMap"),
+        ({"models": [flat]}, r"^models = \["),
+        ({"spectral_radius": ["0.5"]}, r"^spectral_radius\[0\] = '0\.5'"),
+        ({"spectral_radius": np.array(0.5)}, r"^spectral_radius = .*: expected several"),
+        ({"seeds": [[0]]}, r"^seeds\[0\] = \[0\]"),
+        ({"read_noise": [True]}, r"^read_noise\[0\] = True"),
+        ({"read_bits": [None, 2.5]}, r"^read_bits\[1\] = 2\.5"),
+        ({"weight_bits": "8"}, r"^weight_bits = '8'"),
+        ({"activation": ["tanh"]}, r"^activation = \['tanh'\]"),
+        ({"dtype": "float32"}, r"^dtype = 'float32'"),
     ],
 )
 def test_bad_sweeps(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         sweep(**options)
+
+
+@pytest.mark.parametrize("penalties", ["1", True, None, [1.0, None], {1.0}])
+def test_bad_penalties(penalties: object) -> None:
+    with pytest.raises(InputError, match=r"^penalties"):
+        sweep(penalties=penalties).cells(TASK)
+
+
+@pytest.mark.parametrize(
+    "options", [{"task": None}, {"task": "memory"}, {"store": "x"}, {"executor": 2}, {"workers": -1}]
+)
+def test_runs_of_nothing_that_runs(options: dict) -> None:
+    (name,) = options
+    with pytest.raises(InputError, match=f"^{name} = "):
+        sweep().run(**{"task": TASK, **options})
 
 
 def test_bad_runs() -> None:

@@ -13,6 +13,7 @@ its error; see `commissure.geometry.estimation`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ class CovarianceAccumulator:
         return spectrum(self.moments, center=center)
 
     def estimate(
-        self, metric: Callable[[Spectrum], float], *, center: bool = True, correction: str | None = None
+        self, metric: Callable[[Spectrum], float], *, center: bool = True, correction: Literal["half"] | None = None
     ) -> Estimate:
         """A metric with its error over the folds."""
         return estimate(metric, self.folds, center=center, correction=correction)

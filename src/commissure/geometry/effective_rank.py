@@ -201,7 +201,7 @@ def condition_number(data: Data, *, center: bool = True) -> float:
     4.0
     """
     found = spectrum(data, center=center)
-    found.shares  # noqa: B018  # refuses no variance at all
+    found.check_variance()
     least = found.values[-1] if len(found.values) == found.dim else 0.0
     return float(found.values[0] / least) if least > 0 else np.inf
 
@@ -209,7 +209,7 @@ def condition_number(data: Data, *, center: bool = True) -> float:
 def _checked(data: Data, center: bool) -> Spectrum:
     """The spectrum, with variance, and a warning where rows are fewer than components."""
     found = spectrum(data, center=center)
-    found.shares  # noqa: B018  # refuses no variance at all
+    found.check_variance()
     if found.n_samples < found.dim:
         warnings.warn(
             f"{found.n_samples} rows of {found.dim} components: effective ranks are far too low; take more rows",

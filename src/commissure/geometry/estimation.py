@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ def estimate(
     folds: Sequence[Moments],
     *,
     center: bool = True,
-    correction: str | None = None,
+    correction: Literal["half"] | None = None,
 ) -> Estimate:
     """`metric`, a positive function of a spectrum, from folds of the rows, with its error.
 

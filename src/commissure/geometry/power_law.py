@@ -38,9 +38,12 @@ class PowerLaw(NamedTuple):
 
 
 def alpha_req(
-    data: Data, *, fit_range: tuple[int, int] = (11, 100), weights: Literal["1/rank", "uniform"] = "1/rank",
+    data: Data,
+    *,
+    fit_range: tuple[int, int] = (11, 100),
+    weights: Literal["1/rank", "uniform"] = "1/rank",
     center: bool = True,
-) -> PowerLaw:  # fmt: skip
+) -> PowerLaw:
     """The power law that fits the eigenvalues of these ranks; a window that leaves the positive ones is an InputError.
 
     >>> from commissure.geometry.spectra import Spectrum

@@ -32,7 +32,7 @@ def pair_moments(x: Rows, y: Rows) -> Moments:
     a, b = rows_of(x), rows_of(y)
     if len(a) != len(b):
         raise InputError("y", tuple(b.shape), f"{len(a)} rows, as many as x")
-    return measure(torch.cat([a.to(torch.promote_types(a.dtype, b.dtype)), b], 1))
+    return measure(torch.cat([a, b], 1))
 
 
 def linear_cka(x: Rows | Moments, y: Rows | None = None, *, dim: int | None = None) -> float:

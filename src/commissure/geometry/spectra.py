@@ -72,10 +72,13 @@ class Spectrum:
     @property
     def shares(self) -> Float64[np.ndarray, " rank"]:
         """Eigenvalues over their sum; no variance at all: `DegenerateError`."""
-        total = self.values.sum()
-        if not total > 0:
+        self.check_variance()
+        return self.values / self.values.sum()
+
+    def check_variance(self) -> None:
+        """`DegenerateError` where every eigenvalue is zero."""
+        if not self.values[0] > 0:
             raise DegenerateError("all rows are equal: their covariance is zero and its spectrum has no shape")
-        return self.values / total
 
 
 Data = Rows | Moments | Spectrum

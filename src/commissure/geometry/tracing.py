@@ -18,7 +18,7 @@
 
 "lm_head:input" is what the head sees, after the final norm; that norm's ":input" is before it: say which, for ranks
 differ.  Outputs have shape (batch, time, dim), or (batch, dim), where every pooling is the row itself.  The padding
-mask is `attention_mask` of the model's own call, or what `traced.mask` was set to.
+mask is the keyword `attention_mask` of the model's own call or, in calls without one, what `traced.mask` was set to.
 
 Overhead: 2 dim^2 operations a sample and site.  arXiv 2509.23024, section 2.
 """
@@ -117,6 +117,7 @@ class Trace:
         self.n_folds, self.skip = n_folds, skip
         self.mask: Bool[Tensor, "batch time"] | None = None
         self.accumulators: dict[tuple[str, Pooling, TraceFrame], CovarianceAccumulator] = {}
+        self._seen: Bool[Tensor, "batch time"] | None = None  # the mask of the call that runs
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> Trace:
@@ -136,7 +137,7 @@ class Trace:
     def __exit__(self, *_: object) -> None:
         while self._hooks:
             self._hooks.pop().remove()
-        self.mask = None
+        self._seen = None
 
     def report(self, *, fit_range: tuple[int, int] = (11, 100)) -> tuple[TraceRow, ...]:
         """One row a site, pooling and frame, in this order; nothing traced yet: `DegenerateError`."""
@@ -162,16 +163,13 @@ class Trace:
 
     def _see_mask(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         given = kwargs.get("attention_mask")
-        if isinstance(given, Tensor) and given.ndim == 2:
-            self.mask = given.detach().bool()
-        elif given is None and "input_ids" in kwargs:
-            self.mask = None
+        self._seen = given.detach().bool() if isinstance(given, Tensor) and given.ndim == 2 else None
 
     @torch.no_grad()
     def _add(self, site: str, output: Any) -> None:
         states = _first_tensor(site, output)
+        mask = self.mask if self._seen is None else self._seen
         for pooling in self.pooling:
-            mask = self.mask if self.mask is not None and self.mask.shape == states.shape[:2] else None
             rows = pool(states.detach(), pooling, mask=mask, skip=self.skip)
             for frame in self.frames:
                 key = site, pooling, frame

@@ -214,12 +214,23 @@ COMMISSURE_INLINE Vec<T> sigmoid_v(Vec<T> x) {
     return T(1) / (T(1) + exp_v<T>(-x));
 }
 
+// e / (e + 2), e = exp(2 |x|) - 1: as expm1_v, but what is never negative nor large needs no bounds.  NaN stays NaN.
 template <class T>
 COMMISSURE_INLINE Vec<T> tanh_v(Vec<T> x) {
-    const Vec<T> twice = magnitude<T>(x) * T(2);
-    const Vec<T> e = expm1_v<T>(twice > T(40) ? splat<T>(40) : twice);  // tanh 20 rounds to 1
-    const Vec<T> y = e / (e + T(2));
-    return x < T(0) ? -y : y;
+    using S = Simd<T>;
+    constexpr int count = int(sizeof(Coefficients<T>::exp) / sizeof(T));
+    const IntVec<T> sign = bits<T>(x) & bits<T>(splat<T>(T(-0.0)));
+    Vec<T> twice = from_bits<T>(bits<T>(x) ^ sign);
+    twice = twice > T(20) ? splat<T>(20) : twice;  // tanh 20 rounds to 1; NaN stays
+    twice += twice;
+    const Vec<T> shifted = twice * T(1.44269504088896340736) + S::kRound;
+    const Vec<T> n = shifted - S::kRound;
+    const Vec<T> r = (twice - n * S::kLn2High) - n * S::kLn2Low;
+    Vec<T> y = splat<T>(Coefficients<T>::exp[count - 1]);
+    for (int i = count - 2; i >= 1; --i) y = y * r + Coefficients<T>::exp[i];
+    const Vec<T> power = from_bits<T>((bits<T>(shifted) << S::kMantissa) + bits<T>(splat<T>(1)));
+    const Vec<T> e = power * (y * r) + (power - T(1));
+    return from_bits<T>(bits<T>(e / (e + T(2))) | sign);
 }
 
 // log(1 + e^x) = max(x, 0) + log1p(e^-|x|), log1p(y) = 2 atanh(y / (2 + y))

@@ -31,25 +31,6 @@ COMMISSURE_INLINE Vec<T> floor_v(Vec<T> x) {
     return nearest > x ? nearest - T(1) : nearest;
 }
 
-// The bits of tanh_v by a shorter chain of instructions: expm1_v of what is never negative nor large needs no bounds.
-template <class T>
-COMMISSURE_INLINE Vec<T> tanh_bounded(Vec<T> x) {
-    using S = Simd<T>;
-    constexpr int count = int(sizeof(Coefficients<T>::exp) / sizeof(T));
-    const IntVec<T> sign = bits<T>(x) & bits<T>(splat<T>(T(-0.0)));
-    Vec<T> twice = from_bits<T>(bits<T>(x) ^ sign);
-    twice = twice > T(20) ? splat<T>(20) : twice;  // tanh 20 rounds to 1; NaN stays
-    twice += twice;
-    const Vec<T> shifted = twice * T(1.44269504088896340736) + S::kRound;
-    const Vec<T> n = shifted - S::kRound;
-    const Vec<T> r = (twice - n * S::kLn2High) - n * S::kLn2Low;
-    Vec<T> y = splat<T>(Coefficients<T>::exp[count - 1]);
-    for (int i = count - 2; i >= 1; --i) y = y * r + Coefficients<T>::exp[i];
-    const Vec<T> power = from_bits<T>((bits<T>(shifted) << S::kMantissa) + bits<T>(splat<T>(1)));
-    const Vec<T> e = power * (y * r) + (power - T(1));
-    return from_bits<T>(bits<T>(e / (e + T(2))) | sign);
-}
-
 // f(p), and f'(p) where it is wanted.
 template <class T, bool wants_slope>
 COMMISSURE_INLINE Vec<T> activate(int64_t activation, Vec<T> p, Vec<T>& slope) {
@@ -78,7 +59,7 @@ COMMISSURE_INLINE Vec<T> activate(int64_t activation, Vec<T> p, Vec<T>& slope) {
             if (wants_slope) slope = zero;
             return p != p ? p : (p >= T(0.5) ? one : zero);
         default:
-            f = tanh_bounded<T>(p);
+            f = tanh_v<T>(p);
             if (wants_slope) slope = T(1) - f * f;
             return f;
     }

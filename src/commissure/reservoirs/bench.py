@@ -195,13 +195,13 @@ def _ours(sweep: Sweep, *, lyapunov: bool = False, dtype: torch.dtype = torch.fl
 
 
 def _loops(sweep: Sweep, dtype: type[np.floating] = np.float64) -> list[float]:
-    w_in, own = sweep.io.input_weights(sweep.network.n_nodes), spectral_radius(sweep.network).value
+    w_in = sweep.io.input_weights(sweep.network.n_nodes).astype(dtype)
+    dense = (sweep.network.to_array() / spectral_radius(sweep.network).value).astype(dtype)
     scores = []
     for radius in RADII:
         kept = []
         for data in (sweep.task.data(0, "train"), sweep.task.data(0, "test")):
-            operands = sweep.network.to_array() * (radius / own), data.inputs[None], w_in
-            states = loop_states(*(array.astype(dtype) for array in operands))[0]
+            states = loop_states(dense * dtype(radius), data.inputs[None].astype(dtype), w_in)[0]
             kept.append((states[data.warmup :].astype(np.float64), data.targets[data.warmup :]))
         scores += module_scores(kept[0], kept[1], modules=sweep.io.outputs, penalty=PENALTY)
     return scores

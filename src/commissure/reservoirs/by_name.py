@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from commissure.core.errors import InputError
 from commissure.core.rng import generator
@@ -16,7 +16,7 @@ from commissure.reservoirs.cells import ModuleInputs
 from commissure.reservoirs.communities import louvain_hierarchy
 from commissure.reservoirs.connectome import Connectome, Orientation
 from commissure.reservoirs.datasets import hcp_s400
-from commissure.reservoirs.inputs import whole
+from commissure.reservoirs.inputs import listed, named, whole
 from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.loading import load
 from commissure.reservoirs.nulls import Preserve, rewire
@@ -58,6 +58,8 @@ class TaskInputs:
 
     def __call__(self, network: Connectome, seed: int) -> tuple[IOMap, ...]:
         """The maps of a network."""
+        if not isinstance(self.task, Task):
+            raise InputError("task", self.task, "a task", "task_by_name gives one")
         modules = network.modules()
         if isinstance(self.task, Multitask):
             return (self.task.io(modules, seed=seed),)
@@ -66,7 +68,7 @@ class TaskInputs:
             raise InputError("task", f"{self.task.n_inputs} inputs", allowed, "show NETWORK prints its modules")
         n_outputs = self.n_outputs
         if n_outputs is None and self.most_outputs is not None:
-            n_outputs = min(self.most_outputs, *(len(module) for module in modules))
+            n_outputs = min(whole("most_outputs", self.most_outputs, 1), *(len(module) for module in modules))
         if self.task.n_inputs == 1:
             return ModuleInputs(which=self.which, n_outputs=n_outputs)(network, seed)
         drawn = generator(seed, "input modules").choice(len(modules), self.task.n_inputs, replace=False).tolist()
@@ -97,6 +99,7 @@ def network_by_name(
     >>> network_by_name("milisav2025", level=1, seed=2).n_nodes
     400
     """
+    _require_text("network", name)
     if name in PRESETS:
         return HierarchicalSBM.from_preset(name, level=level).sample(seed)
     if level is not None:
@@ -127,10 +130,13 @@ def models_by_name(
     >>> list(models_by_name("milisav2025", levels=(0, 2), nulls=("degree",)))
     ['0 random', '2 levels', 'null: degree']
     """
+    _require_text("network", name)
+    for i, preserve in enumerate(nulls := tuple(listed("nulls", nulls))):
+        named(f"nulls[{i}]", preserve, get_args(Preserve))
     models: dict[str, Any]
     source: Connectome | HierarchicalSBM
     if name in PRESETS:
-        chosen = [HierarchicalSBM.from_preset(name, level=level) for level in levels] or [
+        chosen = [HierarchicalSBM.from_preset(name, level=level) for level in listed("levels", levels)] or [
             HierarchicalSBM.from_preset(name)
         ]
         source = chosen[-1]
@@ -145,6 +151,7 @@ def models_by_name(
 
 def task_by_name(name: str, *, length: int = 2000, max_delay: int = 16) -> Task:
     """ "memory", "nonlinear", "multitask", or the name of a system to forecast; an unknown one lists the systems."""
+    _require_text("task", name)
     if name == "memory":
         return MemoryCapacity(max_delay=max_delay, length=length)
     if name == "nonlinear":
@@ -152,3 +159,8 @@ def task_by_name(name: str, *, length: int = 2000, max_delay: int = 16) -> Task:
     if name == "multitask":
         return Multitask(max_delay=max_delay, length=length)
     return ChaoticForecast(system=name, length=length)
+
+
+def _require_text(argument: str, name: object) -> None:
+    if not isinstance(name, str):
+        raise InputError(argument, name, "a name")

@@ -68,14 +68,13 @@ class ModuleInputs:
     def __call__(self, network: Connectome, seed: int) -> tuple[IOMap, ...]:
         """The maps of a network."""
         modules = network.modules(self.level)
+        is_name = isinstance(self.which, str)
+        if not (self.which in ("random", "each") if is_name else isinstance(self.which, Sequence) and self.which):
+            raise InputError("which", self.which, "'random', 'each' or the numbers of modules")
         if self.which == "random":
             inputs = [int(generator(seed, "driven module").integers(len(modules)))]
-        elif self.which == "each":
-            inputs = list(range(len(modules)))
-        elif isinstance(self.which, str) or not self.which:
-            raise InputError("which", self.which, "'random', 'each' or the numbers of modules")
         else:
-            inputs = list(self.which)
+            inputs = list(range(len(modules))) if self.which == "each" else [*self.which]
         return tuple(IOMap.from_modules(modules, inputs=[i], n_outputs=self.n_outputs, seed=seed) for i in inputs)
 
 

@@ -23,6 +23,7 @@ from commissure.core.errors import DegenerateError, InputError
 from commissure.core.stats import Interval, common_language_effect_size, holm, paired_bootstrap, wilcoxon
 from commissure.reservoirs.cells import SweepRow
 from commissure.reservoirs.evaluation import ModuleScore, module_r2
+from commissure.reservoirs.inputs import listed, named
 
 __all__ = ["Comparison", "SweepScore", "compare", "sweep_scores"]
 
@@ -81,12 +82,13 @@ def compare(
     >>> row.n_pairs, row.difference.estimate, row.p_value, round(row.cles, 6), row.cles_paired
     (5, 3.0, 0.0625, 0.92, 1.0)
     """
-    if measure not in ("score", "capacity"):
-        raise InputError("measure", measure, "'score' or 'capacity'")
+    named("measure", measure, ("score", "capacity"))
+    for i, s in enumerate(scores := listed("scores", scores)):
+        if not isinstance(s, SweepScore):
+            raise InputError(f"scores[{i}]", s, "a SweepScore", "SweepResult.scores() gives them")
     known = sorted({s.model for s in scores})
     for name, model in (("a", a), ("b", b)):
-        if model not in known:
-            raise InputError(name, model, f"one of {', '.join(known)}")
+        named(name, model, known)
     if a == b:
         raise InputError("b", b, f"another model than a: one of {', '.join(known)}")
     conditions: dict[tuple, dict[str, dict[int, float]]] = {}

@@ -31,11 +31,11 @@ from scipy.sparse import csr_array
 
 from commissure.core.errors import DegenerateError, InputError
 from commissure.native.reservoir import ACTIVATIONS, Activation, reservoir_matrix
-from commissure.reservoirs.connectome import Connectome
+from commissure.reservoirs.connectome import Connectome, as_csr
 from commissure.reservoirs.inputs import real
 from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.moments import IllConditionedWarning, ReadoutFactor, ReadoutMoments
-from commissure.reservoirs.reservoir import check_bits, gains, per_node, rounded, square
+from commissure.reservoirs.reservoir import check_bits, gains, per_node, rounded
 from commissure.reservoirs.simulation import Condition, Reading, Simulation
 from commissure.reservoirs.tasks.data import Split, Task, TaskData
 
@@ -262,7 +262,7 @@ def _simulation(
     dtype: torch.dtype,
 ) -> Simulation:
     """Everything checked and in the form that the scan takes."""
-    weights = square(network)
+    weights = as_csr("network", network)
     nodes = weights.shape[0]
     if activation not in ACTIVATIONS:
         raise InputError("activation", activation, f"one of {', '.join(ACTIVATIONS)}")

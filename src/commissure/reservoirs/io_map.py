@@ -24,11 +24,12 @@ from numpy.typing import ArrayLike
 
 from commissure.core.errors import CommissureWarning, InputError
 from commissure.core.rng import generator
+from commissure.reservoirs.inputs import listed, whole
 
 if TYPE_CHECKING:
     from commissure.reservoirs.connectome import Connectome
 
-__all__ = ["DisconnectedWarning", "IOMap"]
+__all__ = ["DisconnectedWarning", "IOMap", "indices"]
 
 Nodes = Int[np.ndarray, " _"]  # each of its own length
 
@@ -59,9 +60,10 @@ class IOMap:
             given = getattr(self, name)
             if name == "targets" and given is None:
                 continue
-            if not len(given):
+            arrays = listed(name, given)
+            if not arrays:
                 raise InputError(name, given, "at least one array of indices")
-            object.__setattr__(self, name, tuple(_indices(f"{name}[{i}]", array) for i, array in enumerate(given)))
+            object.__setattr__(self, name, tuple(indices(f"{name}[{i}]", array) for i, array in enumerate(arrays)))
         if self.targets is not None and len(self.targets) != len(self.outputs):
             raise InputError("targets", len(self.targets), f"one array for each of the {len(self.outputs)} readouts")
         driven = np.unique(np.concatenate(self.inputs))
@@ -90,14 +92,12 @@ class IOMap:
         >>> [len(nodes) for nodes in io.outputs]
         [1, 1]
         """
-        nodes = [_indices(f"modules[{i}]", module) for i, module in enumerate(modules)]
-        read = [i for i in range(len(nodes)) if i not in set(inputs)] if outputs is None else list(outputs)
-        for name, chosen in (("inputs", list(inputs)), ("outputs", read)):
-            for i, number in enumerate(chosen):
-                if not (isinstance(number, (int, np.integer)) and 0 <= number < len(nodes)):
-                    raise InputError(f"{name}[{i}]", number, f"the number of a module, 0 to {len(nodes) - 1}")
+        nodes = [indices(f"modules[{i}]", module) for i, module in enumerate(listed("modules", modules))]
+        driven = _modules("inputs", inputs, len(nodes))
+        others = [i for i in range(len(nodes)) if i not in driven]
+        read = others if outputs is None else _modules("outputs", outputs, len(nodes))
         smallest = min((nodes[i].size for i in read), default=0)
-        if n_outputs is not None and not 1 <= n_outputs <= smallest:
+        if n_outputs is not None and whole("n_outputs", n_outputs, 1) > smallest:
             raise InputError("n_outputs", n_outputs, f"an integer from 1 to the smallest module's size, {smallest}")
 
         def drawn(number: int) -> Nodes:
@@ -105,7 +105,7 @@ class IOMap:
                 return nodes[number]
             return np.sort(generator(seed, "readout", number).choice(nodes[number], n_outputs, replace=False))
 
-        return cls(tuple(nodes[i] for i in inputs), tuple(drawn(i) for i in read), allow_overlap=allow_overlap)
+        return cls(tuple(nodes[i] for i in driven), tuple(drawn(i) for i in read), allow_overlap=allow_overlap)
 
     @property
     def n_inputs(self) -> int:
@@ -120,7 +120,7 @@ class IOMap:
     def input_weights(self, n_nodes: int) -> Float[np.ndarray, "channels nodes"]:
         """W_in for a network of `n_nodes`: 1 where a channel drives a node."""
         highest = max(int(nodes.max()) for nodes in (*self.inputs, *self.outputs))
-        if highest >= n_nodes:
+        if whole("n_nodes", n_nodes, 1) <= highest:
             raise InputError("n_nodes", n_nodes, f"an integer > {highest}, the highest node of the map")
         weights = np.zeros((self.n_inputs, n_nodes))
         for channel, nodes in enumerate(self.inputs):
@@ -141,8 +141,20 @@ class IOMap:
             warnings.warn(f"no input reaches {listed}", DisconnectedWarning, stacklevel=2)
 
 
-def _indices(name: str, values: ArrayLike) -> Nodes:
-    array = np.asarray(values)
+def _modules(name: str, numbers: Sequence[int], n_modules: int) -> list[int]:
+    chosen = listed(name, numbers)
+    for i, number in enumerate(chosen):
+        if whole(f"{name}[{i}]", number, 0) >= n_modules:
+            raise InputError(f"{name}[{i}]", number, f"the number of a module, 0 to {n_modules - 1}")
+    return chosen
+
+
+def indices(name: str, values: ArrayLike) -> Nodes:
+    """Node numbers as a copy; not empty, whole, from 0 on, each once."""
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):  # ragged; a tensor that wants a gradient
+        array = np.empty(0)
     if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
         raise InputError(name, values, "a non-empty array of integers, 1 dimension")
     array = array.astype(np.int64)  # a copy

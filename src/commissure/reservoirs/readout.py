@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from commissure.core.errors import DegenerateError, InputError, NotFittedError
 from commissure.core.lsq import RidgeFit
 from commissure.core.ridge_path import MOMENTS_RCOND, ridge_path
-from commissure.reservoirs.inputs import real
+from commissure.reservoirs.inputs import listed, named, numbers, real
 from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.moments import IllConditionedWarning
 
@@ -81,17 +81,21 @@ class RidgeReadout:
 
     def fit(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> RidgeReadout:
         """Fit every readout; x (samples, nodes), y (samples,) or (samples, outputs), `sample_weight` (samples,)."""
-        states, targets = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        states, targets = numbers("x", x), numbers("y", y)
+        sample_weight = None if sample_weight is None else numbers("sample_weight", sample_weight)
         if states.ndim != 2:
             raise InputError("x", states.shape, "shape (samples, nodes)")
         if targets.ndim not in (1, 2) or len(targets) != len(states):
             raise InputError("y", targets.shape, f"shape ({len(states)},) or ({len(states)}, outputs)")
-        given = [self.penalties] if np.isscalar(self.penalties) else list(self.penalties)  # type: ignore[arg-type]
+        given = [self.penalties] if np.isscalar(self.penalties) else listed("penalties", self.penalties)
         penalties = [real(f"penalties[{i}]", value, 0.0) for i, value in enumerate(given)]
         if not penalties:
             raise InputError("penalties", self.penalties, "at least one")
-        if self.select not in ("gcv", "loo"):
-            raise InputError("select", self.select, "'gcv' or 'loo'")
+        named("select", self.select, ("gcv", "loo"))
+        if not isinstance(self.intercept, bool | np.bool_):
+            raise InputError("intercept", self.intercept, "True or False")
+        if not isinstance(self.io, IOMap | None):
+            raise InputError("io", self.io, "an IOMap, or None for one readout of all nodes")
         self.n_features_in_ = states.shape[1]
         chosen = [self._fitted(part, values, penalties, sample_weight) for part, values in self._parts(states, targets)]
         self._fits = [fit for _, fit in chosen]
@@ -115,7 +119,7 @@ class RidgeReadout:
 
     def module_scores(self, x: ArrayLike, y: ArrayLike) -> Float[Array, " readouts"]:
         """Mean R^2 over the outputs of each readout; a constant output raises `DegenerateError`."""
-        states, targets = self._states(x), np.asarray(y, np.float64)
+        states, targets = self._states(x), numbers("y", y)
         if targets.ndim not in (1, 2) or len(targets) != len(states):
             raise InputError("y", targets.shape, f"shape ({len(states)},) or ({len(states)}, outputs)")
         parts = self._parts(states, targets)
@@ -124,7 +128,7 @@ class RidgeReadout:
     def _states(self, x: ArrayLike) -> Float[Array, "samples nodes"]:
         if not hasattr(self, "_fits"):
             raise NotFittedError("RidgeReadout is not fitted: call fit(x, y) first")
-        states = np.asarray(x, np.float64)
+        states = numbers("x", x)
         if states.ndim != 2 or states.shape[1] != self.n_features_in_:
             raise InputError("x", states.shape, f"shape (samples, {self.n_features_in_})")
         return states

@@ -90,7 +90,7 @@ class Reservoir(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        weights = square(network)
+        weights = as_csr("network", network)
         nodes = weights.shape[0]
         if activation not in ACTIVATIONS:
             raise InputError("activation", activation, f"one of {', '.join(ACTIVATIONS)}")
@@ -184,11 +184,6 @@ class Reservoir(nn.Module):
         steps = torch.full_like(state.position, x.shape[1]) if lengths is None else lengths
         last = torch.cat([state.activity[:, None], states], 1)[torch.arange(len(x), device=x.device), steps]
         return states, ReservoirState(last, state.position + steps, state.stream)
-
-
-def square(network: object) -> csr_array:
-    """The weights of a network as a sparse float64 matrix of finite numbers; a copy."""
-    return as_csr("network", network)
 
 
 def scaled(weights: csr_array, spectral_radius: float | None) -> csr_array:

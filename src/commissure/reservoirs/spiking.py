@@ -20,7 +20,7 @@ event as in Nicola & Clopath 2017, 10.1038/s41467-017-01827-3).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,11 +32,9 @@ from commissure.core.errors import InputError
 from commissure.core.mixer import where
 from commissure.core.rng import generator
 from commissure.nn.padding import check_sequence, check_step, zero_padding
+from commissure.reservoirs.connectome import Connectome, as_csr
 from commissure.reservoirs.inputs import named, real, whole
-from commissure.reservoirs.reservoir import input_matrix, per_node, square
-
-if TYPE_CHECKING:
-    from commissure.reservoirs.connectome import Connectome
+from commissure.reservoirs.reservoir import input_matrix, per_node
 
 __all__ = ["LIFReservoir", "LIFState", "dale_weights"]
 
@@ -95,7 +93,7 @@ class LIFReservoir(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        weights = square(network) * real("weight_gain", weight_gain)
+        weights = as_csr("network", network) * real("weight_gain", weight_gain)
         nodes = weights.shape[0]
         if inhibitory_fraction is not None:
             weights = dale_weights(weights, inhibitory_fraction, seed=seed)

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 
 from commissure.core.errors import BackendMissing, InputError
-from commissure.native.reservoir import Activation
+from commissure.native.reservoir import ACTIVATIONS, Activation
 from commissure.reservoirs.cells import (
     Cell,
     CellStore,
@@ -36,7 +36,7 @@ from commissure.reservoirs.cells import (
 )
 from commissure.reservoirs.compare import Comparison, SweepScore, compare, sweep_scores
 from commissure.reservoirs.connectome import Connectome
-from commissure.reservoirs.inputs import whole
+from commissure.reservoirs.inputs import named, real, whole
 from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.tasks.data import Task
 from commissure.runs import IsolatedExecutor, RunStore
@@ -110,17 +110,17 @@ class Sweep:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        if not self.models:
+        if not isinstance(self.models, Mapping) or not self.models:
             raise InputError("models", self.models, "at least one model by name")
         for name in ("spectral_radius", "seeds", "read_noise", "read_bits", "weight_bits"):
-            if not isinstance(getattr(self, name), Sequence | np.ndarray):
-                raise InputError(name, getattr(self, name), "several values, as a list")
-            if not len(getattr(self, name)):
+            values = self._values(name)
+            if not values:
                 raise InputError(name, getattr(self, name), "at least one value")
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
+            if len(set(values)) < len(values):
                 raise InputError(name, getattr(self, name), "distinct values")
-        for i, seed in enumerate(self.seeds):
-            whole(f"seeds[{i}]", seed, 0)
+        named("activation", self.activation, list(ACTIVATIONS))
+        if not isinstance(self.dtype, torch.dtype):
+            raise InputError("dtype", self.dtype, "torch.float32 or torch.float64")
         if not (isinstance(self.io, IOMap | Sequence) or callable(self.io)):
             raise InputError("io", self.io, "an IOMap, several, or a function of the network and the seed")
         for name, model in self.models.items():
@@ -128,23 +128,45 @@ class Sweep:
                 allowed = "a Connectome, an object with .sample(seed), or a function of the seed"
                 raise InputError(f"models[{name!r}]", type(model).__name__, allowed)
 
+    def _values(self, name: str) -> tuple[Any, ...]:
+        """A setting that has several values, as plain numbers; their ranges are `evaluate`'s."""
+        given = getattr(self, name)
+        if (
+            isinstance(given, str | bytes)
+            or not isinstance(given, Sequence | np.ndarray)
+            or getattr(given, "ndim", 1) != 1
+        ):
+            raise InputError(name, given, "several values, as a list")
+        if name in ("spectral_radius", "read_noise", "penalties"):
+            return tuple(
+                None if value is None and name == "spectral_radius" else real(f"{name}[{i}]", value)
+                for i, value in enumerate(given)
+            )
+        return tuple(
+            None if value is None and name != "seeds" else whole(f"{name}[{i}]", value, 0)
+            for i, value in enumerate(given)
+        )
+
     def cells(self, task: Task) -> list[Cell]:
         """One for each model and seed."""
         settings = Settings(
             task=task,
             io=self.io if callable(self.io) or hasattr(self.io, "inputs") else tuple(self.io),
-            spectral_radius=tuple(None if radius is None else float(radius) for radius in self.spectral_radius),
-            read_noise=tuple(map(float, self.read_noise)),
-            read_bits=tuple(None if bits is None else int(bits) for bits in self.read_bits),
-            weight_bits=tuple(None if bits is None else int(bits) for bits in self.weight_bits),
+            spectral_radius=self._values("spectral_radius"),
+            read_noise=self._values("read_noise"),
+            read_bits=self._values("read_bits"),
+            weight_bits=self._values("weight_bits"),
             input_gain=self.input_gain,
             leak=self.leak,
             activation=self.activation,
-            penalties=(float(self.penalties),) if np.isscalar(self.penalties) else tuple(map(float, self.penalties)),  # type: ignore[arg-type]
+            penalties=(real("penalties", self.penalties),)
+            if np.isscalar(self.penalties)
+            else self._values("penalties"),
             lyapunov=self.lyapunov,
             dtype=self.dtype,
         )
-        return [Cell(name, model, int(seed), settings) for name, model in self.models.items() for seed in self.seeds]
+        seeds = self._values("seeds")
+        return [Cell(name, model, seed, settings) for name, model in self.models.items() for seed in seeds]
 
     def run(
         self,
@@ -161,9 +183,14 @@ class Sweep:
         `progress(done, total)` after every cell; by default a bar on stderr where that is a terminal.  A cell that
         fails ends the sweep with its error; finished ones stay in the store.
         """
+        for name, given, kind in (("store", store, RunStore), ("executor", executor, Executor), ("task", task, Task)):
+            if not isinstance(given, kind) and (given is not None or name == "task"):
+                raise InputError(name, given, f"{kind.__name__}" + ("" if name == "task" else " or None"))
         cells = self.cells(task)
-        if executor is not None and workers is not None:
-            raise InputError("workers", workers, "None together with an executor")
+        if workers is not None:
+            whole("workers", workers, 0)
+            if executor is not None:
+                raise InputError("workers", workers, "None together with an executor")
         kept = None if store is None else CellStore(store)
         rows = {(c.name, c.seed): found for c in cells if kept is not None and (found := kept.get(c)) is not None}
         todo = [cell for cell in cells if (cell.name, cell.seed) not in rows]
@@ -200,7 +227,7 @@ def _finished(cells: Sequence[Cell], executor: Executor | None, workers: int | N
     _require_picklable(cells)
     with ExitStack() as stack:
         if executor is None:
-            lanes = min(_cores(), len(cells)) if workers is None else whole("workers", workers, 0)
+            lanes = min(_cores(), len(cells)) if workers is None else workers
             executor = stack.enter_context(IsolatedExecutor(lanes))
         pending: dict[Future[Finished], Cell] = {executor.submit(run_cell, cell): cell for cell in cells}
         stack.callback(lambda: [future.cancel() for future in pending])

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 
 from commissure.core.errors import InputError
 from commissure.reservoirs.inputs import listed, named, numbers, whole
-from commissure.reservoirs.io_map import _indices
+from commissure.reservoirs.io_map import indices
 
 __all__ = ["LagProducts", "Timescales", "autocorrelation", "lag_products", "timescales", "timescales_reference"]
 
@@ -55,7 +55,7 @@ class Timescales(NamedTuple):
         """Mean over the units of each module that have one; nan where none has."""
         means = []
         for i, module in enumerate(listed("modules", modules)):
-            nodes = _indices(f"modules[{i}]", module)
+            nodes = indices(f"modules[{i}]", module)
             if nodes.max() >= self.values.shape[-1]:
                 raise InputError(f"modules[{i}]", nodes.tolist(), f"indices from 0 to {self.values.shape[-1] - 1}")
             tau = self.values[..., nodes]

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 from commissure.core.errors import InputError
 from commissure.core.rng import generator, spawn
 from commissure.reservoirs.inputs import listed, named, whole
-from commissure.reservoirs.io_map import IOMap, _indices
+from commissure.reservoirs.io_map import IOMap, indices
 from commissure.reservoirs.tasks.data import Split, TaskData
 from commissure.reservoirs.tasks.memory import MemoryCapacity
 from commissure.reservoirs.tasks.nonlinear import NonlinearTransform
@@ -93,7 +93,7 @@ class Multitask:
 
         `modules`: node indices of each, in the hierarchy's order; their number a multiple of `n_inputs`.
         """
-        nodes = [_indices(f"modules[{i}]", module) for i, module in enumerate(listed("modules", modules))]
+        nodes = [indices(f"modules[{i}]", module) for i, module in enumerate(listed("modules", modules))]
         if not nodes or len(nodes) % self.n_inputs:
             allowed = f"a multiple of n_inputs = {self.n_inputs}: one group of modules for each input"
             raise InputError("modules", f"{len(nodes)} modules", allowed, "merge or drop modules, or build an IOMap")
