@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commissure.core.errors import DegenerateError, InputError
-from commissure.geometry.phases import isotonic_costs, isotonic_costs_reference, segment_phases
+from commissure.geometry.phases import _spread, isotonic_costs, isotonic_costs_reference, segment_phases
 
 NAMES = ["warmup", "entropy-seeking", "compression-seeking"]
 
@@ -75,6 +75,12 @@ def test_errors_are_found_in_the_series_and_intervals_hold_the_turning_points() 
             held.append(phase.ends[0] <= 45 * turn <= phase.ends[1])
             assert phase.ends[1] - phase.ends[0] < 60
     assert np.mean(held) >= 0.9
+
+
+def test_a_line_in_log_step_has_no_error_however_uneven_its_steps() -> None:
+    x = np.log1p([0, 1, 2, 10, 11, 500, 4000])
+    assert _spread(x, 3 * x + 1) < 1e-12
+    assert _spread(x, 3 * x + 0.1 * (-1.0) ** np.arange(7)) == pytest.approx(1.4826 * 0.2 / math.sqrt(1.5), rel=0.15)
 
 
 def test_the_published_curve_has_the_published_phases() -> None:

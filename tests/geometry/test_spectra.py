@@ -41,6 +41,12 @@ def test_a_large_mean_costs_nothing() -> None:
     )
 
 
+def test_a_large_mean_of_few_wide_rows_costs_nothing() -> None:
+    single = (normal(40, 300) + 1e4 * normal(1, 300, seed=1)).float()
+    exact = spectrum(single.double()).values
+    np.testing.assert_allclose(spectrum(single).values[:-1], exact[:-1], rtol=1e-4)
+
+
 def test_half_precision_is_that_of_its_values() -> None:
     rows = normal(200, 16).bfloat16()
     np.testing.assert_allclose(spectrum(rows).values, spectrum(rows.float()).values, rtol=1e-12)

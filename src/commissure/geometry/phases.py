@@ -95,7 +95,7 @@ def segment_phases(
     ends = [(0, 0), *spans, (len(y) - 1, len(y) - 1)]
     found = []
     for m, (first, last) in enumerate(pairwise([0, *inner, len(y) - 1])):
-        kind, change, error = _phase(series, slice(first, last + 1), rises[m], is_first=not any(rises[:m]))
+        kind, change, error = _phase(series, slice(first, last + 1), rises[m], is_first=m == 0)
         begins, stops = ((float(series.steps[a]), float(series.steps[b])) for a, b in ends[m : m + 2])
         places = int(series.index[first]), int(series.index[last])
         steps = float(series.steps[first]), float(series.steps[last])

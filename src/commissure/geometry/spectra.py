@@ -154,7 +154,6 @@ def _dual(rows: Float[Tensor, "samples dim"], center: bool) -> Spectrum:
     _check_count(n, center)
     if center:
         rows = rows - rows.mean(0)
-        rows = rows - rows.mean(0)  # what rounding left
     gram = (rows @ rows.T).double()
     return Spectrum(_clean(torch.linalg.eigvalsh(gram / (n - center))), n, dim, center)
 

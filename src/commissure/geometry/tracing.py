@@ -170,7 +170,7 @@ class Trace:
         states = _first_tensor(site, output)
         mask = self.mask if self._seen is None else self._seen
         for pooling in self.pooling:
-            rows = pool(states.detach(), pooling, mask=mask, skip=self.skip)
+            rows = pool(states, pooling, mask=mask, skip=self.skip)
             for frame in self.frames:
                 key = site, pooling, frame
                 if key not in self.accumulators:
