@@ -273,6 +273,13 @@ def _geometry() -> None:
     geometry.block_ledger(rows, rows.flip(0))
     geometry.segment_phases([0, 1, 2, 3], [4.0, 2.0, 3.0, 5.0], stderr=[0.1] * 4, alpha=[1.0, 2.0, 1.5, 1.0])
     geometry.run_toy(n_steps=3)
+    tokens = torch.tensor([[0, 1, 0]])
+    gram = geometry.InfinityGram([tokens[0].numpy()])
+    gram.next_tokens(tokens.numpy())
+    geometry.infinity_gram_alignment(torch.tensor([[-1.0, -2.0, -3.0]]).numpy(), tokens.numpy(), gram)
+    recorder = geometry.GeometryRecorder([rows], sites=["0"], steps=geometry.log_steps(5), fit_range=(1, 2))
+    recorder.on_step(0, nn.Sequential(nn.Linear(5, 2)))
+    recorder.trajectory.series("0")
     model = nn.Sequential(nn.Linear(5, 3), nn.Tanh())
     with geometry.trace(model, sites=["0", "1:input"], pooling=["all"]) as traced:
         model(rows)

@@ -106,7 +106,9 @@ def _figure(scores: Scores) -> str:
         for kind, values in scores.items():
             low, mid, high = np.percentile(values, [0, 50, 100], axis=0)
             ax.fill_between(RADII, low, high, color=COLORS[kind], alpha=0.2, linewidth=0)
-            ax.plot(RADII, mid, "o-", color=COLORS[kind], label=kind, markersize=4)
+            ax.plot(
+                RADII, mid, "o-", color=COLORS[kind], label=f"null: {kind}" if kind in NULLS else kind, markersize=4
+            )
         ax.set_xticks(RADII)
         ax.set_xlabel("spectral radius")
         ax.set_ylabel("mean R² of the delays")

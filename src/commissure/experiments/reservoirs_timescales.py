@@ -116,6 +116,10 @@ def _rows(found: Found, spread: Found) -> list[Row]:
     return rows
 
 
+def _tick(kind: str) -> str:
+    return "null:\n" + kind.replace("+", "\n+ ") if kind in NULLS else kind
+
+
 def _figure(found: Found, spread: Found) -> str:
     with figure(8.0, 3.4) as (fig, ax):
         ax.remove()
@@ -125,9 +129,10 @@ def _figure(found: Found, spread: Found) -> str:
             (right, spread, "standard deviation of tau (steps)"),
         ):
             for x, (kind, values) in enumerate(groups.items()):
-                panel.plot(np.full(len(values), x), values, "o", color=COLORS[kind], alpha=0.7, markersize=4)
+                beside = x + np.linspace(-0.2, 0.2, len(values))  # seeds from left to right
+                panel.plot(beside, values, "o", color=COLORS[kind], alpha=0.7, markersize=4)
                 panel.plot([x - 0.25, x + 0.25], [np.median(values)] * 2, "-", color=COLORS[kind])
-            panel.set_xticks(range(len(groups)), [kind.replace("+", "\n+ ") for kind in groups])
+            panel.set_xticks(range(len(groups)), [_tick(kind) for kind in groups])
             panel.set_ylabel(label)
         return to_svg(
             fig, label="Agreement of reservoir and brain timescales by network; spread of timescales by level"

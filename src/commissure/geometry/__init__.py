@@ -22,15 +22,18 @@ if TYPE_CHECKING:
     from commissure.geometry.discriminant import lidar
     from commissure.geometry.effective_rank import matrix_entropy, participation_ratio, rankme, renyi_rank, stable_rank
     from commissure.geometry.estimation import Estimate, estimate, folds_of
+    from commissure.geometry.infinity_gram import InfinityGram, infinity_gram_alignment
     from commissure.geometry.ledger import BlockLedger, block_ledger
     from commissure.geometry.neighbors import two_nn
     from commissure.geometry.phases import Phase, segment_phases
     from commissure.geometry.power_law import PowerLaw, alpha_req
+    from commissure.geometry.recorder import GeometryRecorder, log_steps
     from commissure.geometry.sequences import curvature, prompt_entropy
     from commissure.geometry.similarity import linear_cka, principal_angles
     from commissure.geometry.spectra import Spectrum, spectrum
     from commissure.geometry.toy import ToySetting, run_toy
     from commissure.geometry.tracing import TraceRow, trace
+    from commissure.geometry.trajectory import Series, Trajectory, TrajectoryRow
 
 # Where the names are.
 _MODULES = (
@@ -40,15 +43,18 @@ _MODULES = (
     "discriminant",
     "effective_rank",
     "estimation",
+    "infinity_gram",
     "ledger",
     "neighbors",
     "phases",
     "power_law",
+    "recorder",
     "sequences",
     "similarity",
     "spectra",
     "toy",
     "tracing",
+    "trajectory",
 )
 
 __all__ = [
@@ -56,11 +62,16 @@ __all__ = [
     "CovarianceAccumulator",
     "EntropyChange",
     "Estimate",
+    "GeometryRecorder",
+    "InfinityGram",
     "Phase",
     "PowerLaw",
+    "Series",
     "Spectrum",
     "ToySetting",
     "TraceRow",
+    "Trajectory",
+    "TrajectoryRow",
     "ablate_subspace",
     "alpha_req",
     "block_ledger",
@@ -68,8 +79,10 @@ __all__ = [
     "entropy_change",
     "estimate",
     "folds_of",
+    "infinity_gram_alignment",
     "lidar",
     "linear_cka",
+    "log_steps",
     "matrix_entropy",
     "participation_ratio",
     "principal_angles",

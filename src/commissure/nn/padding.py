@@ -27,8 +27,8 @@ def check_sequence(
     x: Float[Tensor, "batch time dim"], dim: int, state: State | None, lengths: Int[Tensor, " batch"] | None
 ) -> None:
     """Raise `InputError` unless `x` is (batch, time, dim), `state` has its rows and 0 <= lengths <= time."""
-    if x.ndim != 3 or x.shape[2] != dim:
-        raise InputError("x", tuple(x.shape), f"shape (batch, time, {dim})")
+    if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[2] != dim:
+        raise InputError("x", tuple(getattr(x, "shape", ())) or type(x).__name__, f"a tensor (batch, time, {dim})")
     if state is not None:
         check_batch(state, x.shape[0])
     if lengths is not None:

@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -108,6 +109,7 @@ def gains(spent: Float[np.ndarray, "contenders repeats"]) -> list[Range]:
     return [Range(float(r.min()), float(np.median(r)), float(r.max())) for r in ratios]
 
 
+@cache  # of 5000 nodes: a minute or more for its spectral radius
 def random_network(nodes: int, density: float, seed: int = 0) -> csr_array:
     """Independent directed edges with weights uniform in [-1, 1], spectral radius .9.
 

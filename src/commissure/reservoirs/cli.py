@@ -194,7 +194,8 @@ def null(
 ) -> None:
     """Rewire a network COUNT times into the folder OUT (null-0000.npy, ..., rows are sources); print how far it moved.
 
-    A file's modules are those of Louvain's algorithm, the most typical of 100 runs.
+    Nodes keep their order, and with it the names a file gives them.  A file's modules are those of Louvain's
+    algorithm, the most typical of 100 runs.
 
     Parameters
     ----------
