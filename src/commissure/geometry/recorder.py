@@ -77,7 +77,13 @@ class GeometryRecorder:
             raise InputError("steps", steps, "steps >= 0, or one number >= 1", "see log_steps")
         self.batches = batches
         self.steps = steps if isinstance(steps, int) else frozenset(int(step) for step in steps)
-        self._settings = {"sites": sites, "pooling": pooling, "frames": frames, "n_folds": n_folds, "skip": skip}
+        self._settings: dict[str, Any] = {
+            "sites": sites,
+            "pooling": pooling,
+            "frames": frames,
+            "n_folds": n_folds,
+            "skip": skip,
+        }
         self._fit_range = fit_range
         self._forward = forward or _call
         self._rows: dict[int, tuple[TrajectoryRow, ...]] = {}
