@@ -248,6 +248,7 @@ def _metahmm() -> None:
 
 
 def _geometry() -> None:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -275,8 +276,9 @@ def _geometry() -> None:
     geometry.run_toy(n_steps=3)
     tokens = torch.tensor([[0, 1, 0]])
     gram = geometry.InfinityGram([tokens[0].numpy()])
-    gram.next_tokens(tokens.numpy())
-    geometry.infinity_gram_alignment(torch.tensor([[-1.0, -2.0, -3.0]]).numpy(), tokens.numpy(), gram)
+    geometry.infinity_gram_alignment(np.array([[-1.0, -2.0, -3.0]]), gram.next_tokens(tokens.numpy()))
+    setting = geometry.TinySetting(vocab=300, steps=2, looks=2, n_contexts=40, dim=8)
+    geometry.train_tiny(np.arange(400) % 290, setting, seed=0)
     recorder = geometry.GeometryRecorder([rows], sites=["0"], steps=geometry.log_steps(5), fit_range=(1, 2))
     recorder.on_step(0, nn.Sequential(nn.Linear(5, 2)))
     recorder.trajectory.series("0")

@@ -98,7 +98,7 @@ def test_alignment_ranks_ties_at_their_mean() -> None:
     corpus = gram.next_tokens(tokens).probability[0]
     assert len(set(corpus)) < len(corpus)  # ties on both sides
     expected = np.corrcoef(rankdata(log_probs[0]), rankdata(corpus))[0, 1]
-    assert infinity_gram_alignment(log_probs, tokens, gram) == pytest.approx(expected, abs=1e-14)
+    assert infinity_gram_alignment(log_probs, gram.next_tokens(tokens)) == pytest.approx(expected, abs=1e-14)
     assert np.sign(expected) == np.sign(kendalltau(log_probs[0], corpus).statistic)
 
 
@@ -106,9 +106,10 @@ def test_a_model_that_recites_the_corpus_is_aligned_with_it() -> None:
     rng = np.random.default_rng(1)
     corpus = rng.integers(0, 8, 500)
     gram, tokens = InfinityGram(corpus), corpus[:200].reshape(10, 20)
-    recited = gram.next_tokens(tokens).probability
-    assert infinity_gram_alignment(np.log(recited), tokens, gram) == pytest.approx(1, abs=1e-12)
-    assert infinity_gram_alignment(-recited, tokens, gram) == pytest.approx(-1, abs=1e-12)
+    corpus = gram.next_tokens(tokens)
+    recited = corpus.probability
+    assert infinity_gram_alignment(np.log(recited), corpus) == pytest.approx(1, abs=1e-12)
+    assert infinity_gram_alignment(-recited, corpus) == pytest.approx(-1, abs=1e-12)
 
 
 def test_bad_input_is_named() -> None:
@@ -126,13 +127,13 @@ def test_bad_input_is_named() -> None:
         with pytest.raises(InputError, match="max_context"):
             gram.next_tokens([[0]], max_context=bound)
     with pytest.raises(InputError, match="log_probs"):
-        infinity_gram_alignment([[0.0]], [[0, 1]], gram)
+        infinity_gram_alignment([[0.0]], gram.next_tokens([[0, 1]]))
     with pytest.raises(InputError, match="nan"):
-        infinity_gram_alignment([[0.0, np.nan]], [[0, 1]], gram)
+        infinity_gram_alignment([[0.0, np.nan]], gram.next_tokens([[0, 1]]))
     with pytest.raises(DegenerateError, match="equal on one side"):
-        infinity_gram_alignment([[-1.0, -1.0]], [[0, 1]], gram)
+        infinity_gram_alignment([[-1.0, -1.0]], gram.next_tokens([[0, 1]]))
     with pytest.raises(DegenerateError, match="equal on one side"):
-        infinity_gram_alignment([[-1.0, -2.0]], [[1, 1]], InfinityGram(np.array([1, 1])))
+        infinity_gram_alignment([[-1.0, -2.0]], InfinityGram(np.array([1, 1])).next_tokens([[1, 1]]))
 
 
 def test_empty_rows_have_no_answers() -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from commissure.geometry.sequences import curvature, prompt_entropy
     from commissure.geometry.similarity import linear_cka, principal_angles
     from commissure.geometry.spectra import Spectrum, spectrum
+    from commissure.geometry.tiny import TinyRun, TinySetting, byte_pair_tokens, train_tiny
     from commissure.geometry.toy import ToySetting, run_toy
     from commissure.geometry.tracing import TraceRow, trace
     from commissure.geometry.trajectory import Series, Trajectory, TrajectoryRow
@@ -52,6 +53,7 @@ _MODULES = (
     "sequences",
     "similarity",
     "spectra",
+    "tiny",
     "toy",
     "tracing",
     "trajectory",
@@ -68,6 +70,8 @@ __all__ = [
     "PowerLaw",
     "Series",
     "Spectrum",
+    "TinyRun",
+    "TinySetting",
     "ToySetting",
     "TraceRow",
     "Trajectory",
@@ -75,6 +79,7 @@ __all__ = [
     "ablate_subspace",
     "alpha_req",
     "block_ledger",
+    "byte_pair_tokens",
     "curvature",
     "entropy_change",
     "estimate",
@@ -94,6 +99,7 @@ __all__ = [
     "spectrum",
     "stable_rank",
     "trace",
+    "train_tiny",
     "two_nn",
 ]
 

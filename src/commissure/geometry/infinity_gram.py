@@ -114,29 +114,26 @@ class InfinityGram:
         return ends[0], ends[1]
 
 
-def infinity_gram_alignment(
-    log_probs: Float[ArrayLike, "batch time"],
-    tokens: Int[ArrayLike, "batch time"],
-    gram: InfinityGram,
-    *,
-    max_context: int | None = None,
-) -> float:
+def infinity_gram_alignment(log_probs: Float[ArrayLike, "batch time"], corpus: NextToken) -> float:
     """Spearman correlation, ties at their mean rank, of a model's probabilities of tokens with the corpus's.
 
-    `log_probs[i, t]`: of `tokens[i, t]`, given those before it.  All equal on one side: `DegenerateError`.
+    `log_probs[i, t]`: of the token that `corpus` tells of there, given the same tokens before it.  All equal on one
+    side: `DegenerateError`.
+
+    >>> corpus = InfinityGram(np.array([1, 2, 3, 1, 2, 4])).next_tokens([[1, 2, 3]])
+    >>> infinity_gram_alignment([[-2.0, -0.1, -0.9]], corpus)
+    1.0
     """
     from scipy.stats import spearmanr
 
     given = np.asarray(log_probs, np.float64)
-    rows = _tokens("tokens", tokens, 2)
-    if given.shape != rows.shape:
-        raise InputError("log_probs", given.shape, f"shape {rows.shape}, as the tokens")
+    if given.shape != corpus.probability.shape:
+        raise InputError("log_probs", given.shape, f"shape {corpus.probability.shape}, as the corpus was asked")
     if np.isnan(given).any():
         raise InputError("log_probs", "nan", "numbers, -inf for the impossible")
-    corpus = gram.next_tokens(rows, max_context=max_context).probability.ravel()
-    if np.ptp(corpus) == 0 or (given == given.flat[0]).all():
+    if np.ptp(corpus.probability) == 0 or (given == given.flat[0]).all():
         raise DegenerateError("all probabilities are equal on one side: ranks need two values at least")
-    return float(spearmanr(given.ravel(), corpus).statistic)
+    return float(spearmanr(given.ravel(), corpus.probability.ravel()).statistic)
 
 
 def suffix_array(text: Int[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
