@@ -9,7 +9,7 @@ import commissure.nn
 from commissure.core.errors import InputError
 from commissure.nn import Stack, mixer
 from commissure.nn.names import MIXERS as NAMES
-from commissure.nn.padding import last_elements, zero_padding
+from commissure.nn.padding import check_sequence, last_elements, zero_padding
 
 MIXERS = [
     *(pytest.param(lambda name=name: mixer(name, 6), id=name) for name in sorted(NAMES)),
@@ -80,3 +80,8 @@ def test_all_is_sorted_and_complete():
     names = commissure.nn.__all__
     assert names == sorted(names, key=lambda name: (not name.isupper() and name != "S4D", not name[0].isupper(), name))
     assert all(hasattr(commissure.nn, name) for name in names)
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    with pytest.raises(InputError, match=r"x = 'list': expected shape \(batch, time, 4\)"):
+        check_sequence([[1.0]], 4, None, None)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ def check_sequence(
 ) -> None:
     """Raise `InputError` unless `x` is (batch, time, dim), `state` has its rows and 0 <= lengths <= time."""
     if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[2] != dim:
-        raise InputError("x", tuple(getattr(x, "shape", ())) or type(x).__name__, f"a tensor (batch, time, {dim})")
+        raise InputError("x", tuple(getattr(x, "shape", ())) or type(x).__name__, f"shape (batch, time, {dim})")
     if state is not None:
         check_batch(state, x.shape[0])
     if lengths is not None:
