@@ -15,8 +15,8 @@ own, so that every run and step looks at the same ones.  Looked at: the last tok
 | `alignment`    | Spearman correlation of its probability with the longest-context one of the training tokens,  |
 |                | nan where the latter are all equal                                                           |
 
-`loss="balanced"` weighs every token by one over its frequency (at most 20 times the mean weight of a token): skewed
-frequencies are what the theory makes responsible for the late fall of the rank.  arXiv 2509.23024, section 5.
+`loss="balanced"` weighs every token by one over its frequency (at most 20 times that of a token of mean frequency):
+skewed frequencies are what the theory makes responsible for the late fall of the rank.  arXiv 2509.23024, section 5.
 """
 
 from __future__ import annotations
