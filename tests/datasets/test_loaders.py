@@ -72,3 +72,10 @@ def test_wikitext2() -> None:
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(InputError, match=r"split = 'train': expected 'valid' or 'test'"):
         datasets.wikitext2("train")  # type: ignore[arg-type]
+
+
+def test_python_topics() -> None:
+    found = datasets.python_topics()
+    assert found.utf8.tobytes().decode() == found.text
+    assert found.text.count("\n") > 5000
+    assert "import" in found.text

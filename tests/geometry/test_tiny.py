@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from commissure.core.errors import InputError
+from commissure.core.errors import CommissureWarning, InputError
 from commissure.core.rng import generator
 from commissure.geometry import InfinityGram, TinySetting, byte_pair_tokens, infinity_gram_alignment, rankme, train_tiny
 from commissure.geometry import tiny as module
@@ -130,13 +130,17 @@ def test_text_becomes_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(tokens) < len(text.encode())
     assert tokens.max() < 300
     np.testing.assert_array_equal(tokens, byte_pair_tokens(text, vocab=300))
+    marked = byte_pair_tokens("the <unk> cat <unk>", vocab=300, special=["<unk>"])
+    assert len(set(marked[marked == marked.min()])) == 1
+    assert (marked == 0).sum() == 2  # special tokens have the first numbers
     found = importlib.util.find_spec
 
     def hidden(name: str, *rest: Any) -> Any:
         return None if name == "tokenizers" else found(name, *rest)
 
     monkeypatch.setattr(importlib.util, "find_spec", hidden)
-    assert byte_pair_tokens(text).tolist() == list(text.encode())
+    with pytest.warns(CommissureWarning, match="bytes"):
+        assert byte_pair_tokens(text).tolist() == list(text.encode())
 
 
 def test_bad_input_is_named() -> None:
@@ -146,7 +150,10 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(InputError, match="text"):
         byte_pair_tokens("")
     with pytest.raises(InputError, match="vocab"):
-        byte_pair_tokens("a", vocab=10)
+        byte_pair_tokens("a", vocab=256)  # the special token needs a number of its own
+    for special in ("<unk>", [""], [3]):
+        with pytest.raises(InputError, match="special"):
+            byte_pair_tokens("a", special=special)
     with pytest.raises(InputError, match="dim"):
         TinySetting(dim=1)
 

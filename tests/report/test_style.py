@@ -28,6 +28,11 @@ DRAWN_TOGETHER = [
     ("Cholesky kernel", "hybrid", "best CG-30", "CG to 1e-4", "gated linear attention", "attention"),
     ("L1", "L2", "L3", "random", "rewired"),
     ("connectome", "degree+levels", "degree+modules", "degree"),
+    ("toy clustered", "toy iid"),
+    ("toy uniform", "toy squared", "toy wide"),
+    ("plug-in", "corrected"),
+    ("raw norm", "raw norm:input", "unit norm:input"),
+    ("tiny wide", "tiny narrow"),
 ]
 
 

@@ -8,7 +8,7 @@ from commissure.datasets.catalog import CATALOG, Source
 from commissure.datasets.connectome import Connectome, hcp_s400
 from commissure.datasets.fetching import available, cache_folder, fetch
 from commissure.datasets.reaching import MazeTrial, ReachingTrials, mc_maze_trial, mihi_chewie
-from commissure.datasets.text import Text, wikitext2
+from commissure.datasets.text import Text, python_topics, wikitext2
 
 __all__ = [
     "CATALOG",
@@ -23,5 +23,6 @@ __all__ = [
     "hcp_s400",
     "mc_maze_trial",
     "mihi_chewie",
+    "python_topics",
     "wikitext2",
 ]

@@ -1,4 +1,4 @@
-"""Text to model: the validation and test parts of WikiText-2."""
+"""Text to model: the validation and test parts of WikiText-2, and one that needs no network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from commissure.core.errors import InputError
 from commissure.datasets.fetching import fetch
 
-__all__ = ["Text", "wikitext2"]
+__all__ = ["Text", "python_topics", "wikitext2"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,3 +29,15 @@ def wikitext2(split: Literal["valid", "test"] = "valid") -> Text:
         raise InputError("split", split, "'valid' or 'test'")
     content = fetch(f"wikitext-2/{split}.txt").read_bytes()
     return Text(split, content.decode("utf-8"), np.frombuffer(content, np.uint8))
+
+
+def python_topics() -> Text:
+    """English prose that every Python brings along: the language reference behind `help()`, about half a megabyte.
+
+    >>> python_topics().text[:22]
+    'The "assert" statement'
+    """
+    from pydoc_data.topics import topics
+
+    text = "\n".join(topics[name] for name in sorted(topics))
+    return Text("topics", text, np.frombuffer(text.encode(), np.uint8))

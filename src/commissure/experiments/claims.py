@@ -106,6 +106,7 @@ class Context:
 _POSSM = "POSSM (arXiv 2506.05320)"
 _MESA = "MesaNet (arXiv 2506.05233)"
 _METAHMM = "MetaHMM (arXiv 2506.16288)"
+_GEOMETRY = "Representation geometry of language models (arXiv 2509.23024)"
 _RESERVOIRS = "Hierarchical modular reservoirs (bioRxiv 2025.06.20.660760)"
 
 FLOOR = {1: 1.70, 2: 0.97, 5: 0.39, 10: 0.18, 20: 0.075, 50: 0.025, 200: 0.005}  # nats, measured by a prototype
@@ -401,5 +402,79 @@ CLAIMS: tuple[Claim, ...] = (
         cost=Cost(smoke=12, quick=28, full=45),
         module="commissure.experiments.reservoirs_timescales",
         min_seeds=6,
+    ),
+    Claim(
+        id="geometry.toy",
+        paper=_GEOMETRY,
+        statement="Features trained through a bottleneck on skewed classes fall, rise and fall again in effective rank "
+        "from the published start; with uniform classes they do not, and from an iid start most runs do not.",
+        quoted="one run: 1.91, 1.88, 1.99, 1.981 (read from a figure)",
+        gate=(
+            Bound("clustered", at_least=0.9),
+            Bound("uniform", at_most=0.1),
+            Bound("iid", at_most=0.5),
+        ),
+        cost=Cost(smoke=0.6, quick=2, full=4),
+        module="commissure.experiments.geometry_toy",
+    ),
+    Claim(
+        id="geometry.collapse_expand",
+        paper=_GEOMETRY,
+        statement="A language model of .36 M parameters collapses to few directions within 100 steps and expands again "
+        "while its probabilities come to agree with those of the longest contexts of its corpus.",
+        quoted="collapse and expansion of OLMo-2 and Pythia, 1 B to 12 B",
+        gate=(
+            Bound("collapse", at_least=8),
+            Bound("expansion", at_least=4),
+            Bound("alignment", at_least=0),
+        ),
+        cost=Cost(smoke=0, quick=0, full=500),
+        module="commissure.experiments.geometry_collapse_expand",
+    ),
+    Claim(
+        id="geometry.three_phases",
+        paper=_GEOMETRY,
+        statement="A language model of 36,112 parameters shows three phases: collapse, expansion and a small late "
+        "compression with rising alpha (a few percent, not the published factor of 2 to 4).",
+        quoted="late fall by a factor of 2 to 4",
+        gate=(
+            Bound("early", at_most=0.25),
+            Bound("expansion", at_least=3.5),
+            Bound("late", at_most=0.97),
+            Bound("alpha_rise", at_least=0),
+        ),
+        cost=Cost(smoke=0, quick=0, full=400),
+        module="commissure.experiments.geometry_three_phases",
+    ),
+    Claim(
+        id="geometry.bias",
+        paper=_GEOMETRY,
+        statement="With twice as many rows as components a plug-in RankMe is 10 % low or more where eigenvalues decay "
+        "as i^-.75; extrapolated from halves it is right within 2 %, and the unbiased participation ratio within 1 %.",
+        quoted="plug-in values, no errors",
+        gate=(
+            Bound("corrected", at_most=0.02),
+            Bound("plug_in", at_most=-0.1),
+            Bound("unbiased", at_most=0.01),
+            Bound("held", at_least=0.85),
+        ),
+        cost=Cost(smoke=0, quick=0, full=200),
+        module="commissure.experiments.geometry_bias",
+    ),
+    Claim(
+        id="geometry.phases_olmo",
+        paper=_GEOMETRY,
+        statement="The phases drawn by hand into the published curve of OLMo-2-7B, and its late rise, come out of an "
+        "exact segmentation of 22 points read from the figure, and again with 3 % more noise.",
+        quoted="boundaries at 2.5e9 and 6e10 tokens",
+        gate=(
+            Bound("phases", at_least=4, at_most=4),
+            Bound("first", at_least=0.65, at_most=2.5),
+            Bound("second", at_least=45, at_most=60),
+            Bound("third", at_least=1500, at_most=2000),
+            Bound("noise_3", at_least=0.95),
+        ),
+        cost=Cost(smoke=0, quick=0, full=3),
+        module="commissure.experiments.geometry_phases_olmo",
     ),
 )

@@ -22,6 +22,7 @@ skewed frequencies are what the theory makes responsible for the late fall of th
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from commissure.core.config import Config
-from commissure.core.errors import DegenerateError, InputError
+from commissure.core.errors import CommissureWarning, DegenerateError, InputError
 from commissure.core.rng import generator, isolated
 from commissure.geometry.infinity_gram import InfinityGram, NextToken, infinity_gram_alignment
 from commissure.geometry.recorder import GeometryRecorder, log_steps
@@ -83,27 +84,33 @@ class TinyRun:
     losses: Float64[np.ndarray, " steps"]
 
 
-def byte_pair_tokens(text: str, *, vocab: int = 1024) -> Int64[np.ndarray, " tokens"]:
+def byte_pair_tokens(
+    text: str, *, vocab: int = 1024, special: Sequence[str] = ("<unk>",)
+) -> Int64[np.ndarray, " tokens"]:
     """Token numbers of a text by a byte-level BPE learned on it; its bytes where `tokenizers` is not installed.
 
-    >>> tokens = byte_pair_tokens("the cat and the dog and the cat " * 20, vocab=260)
-    >>> 100 < len(tokens) <= 640, int(tokens.max()) < 260
+    `special` are tokens of their own wherever they occur: WikiText writes "<unk>" for every rare word.
+
+    >>> tokens = byte_pair_tokens("the cat and the <unk> and the cat " * 20, vocab=260)
+    >>> 100 < len(tokens) <= 680, int(tokens.max()) < 260
     (True, True)
     """
     if not isinstance(text, str) or not text:
         raise InputError("text", text, "a string of one letter at least")
-    if isinstance(vocab, bool) or not isinstance(vocab, int) or vocab < 256:
-        raise InputError("vocab", vocab, "an integer >= 256")
+    if isinstance(vocab, bool) or not isinstance(vocab, int) or vocab < 256 + len(special):
+        raise InputError("vocab", vocab, f"an integer >= {256 + len(special)}")
+    if isinstance(special, str) or not all(isinstance(one, str) and one for one in special):
+        raise InputError("special", special, "a list of tokens, such as ['<unk>']")
     if importlib.util.find_spec("tokenizers") is None:
+        warnings.warn("without `tokenizers` (extra `hf`) tokens are bytes", CommissureWarning, stacklevel=2)
         return np.frombuffer(text.encode(), np.uint8).astype(np.int64)
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        [text], trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, show_progress=False)
-    )
+    settings = {"vocab_size": vocab, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    learner = trainers.BpeTrainer(**settings, special_tokens=list(special), show_progress=False)
+    tokenizer.train_from_iterator(text.splitlines(keepends=True), learner)  # no entry reaches over a line's end
     return np.array(tokenizer.encode(text).ids, np.int64)
 
 

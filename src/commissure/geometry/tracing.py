@@ -47,6 +47,7 @@ __all__ = ["POOLINGS", "Pooling", "Trace", "TraceRow", "pool", "trace"]
 Pooling = Literal["last", "first", "mean", "all"]
 POOLINGS = ("last", "first", "mean", "all")
 TraceFrame = Literal["raw", "unit"]
+_TOP = 10  # late falls of the rank lie in the 10 to 30 largest directions
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class TraceRow:
     """The geometry of one site, pooling and frame; centered, eigenvalue weights.
 
     `rankme_stderr`: jackknife over folds (nan with one).  `rankme_corrected`: for few samples; None with one fold or
-    fewer samples a half than components.  `alpha` on ranks `alpha_window`, None where the spectrum is shorter.
+    fewer samples a half than components.  `rankme_without_top`: the 10 largest eigenvalues left out, None below 20
+    components: a fall of `rankme` that this one does not show is one of a few directions.  `alpha` on ranks
+    `alpha_window`, None where the spectrum is shorter.
     """
 
     site: str
@@ -65,6 +68,7 @@ class TraceRow:
     rankme: float
     rankme_stderr: float
     rankme_corrected: float | None
+    rankme_without_top: float | None
     participation_ratio: float
     stable_rank: float
     top_share: float
@@ -256,12 +260,18 @@ def _row(
         estimate.value,
         estimate.stderr,
         estimate.corrected,
+        _without_top(found),
         participation_ratio(found),
         stable_rank(found),
         top_share(found),
         _alpha(found, fit_range),
         fit_range,
     )
+
+
+def _without_top(found: Spectrum) -> float | None:
+    enough = found.dim >= 2 * _TOP and found.values[_TOP : _TOP + 1].sum() > 0
+    return rankme(found, drop_top=_TOP) if enough else None
 
 
 def _alpha(found: Spectrum, fit_range: tuple[int, int]) -> float | None:

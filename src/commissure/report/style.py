@@ -52,6 +52,19 @@ COLORS: Mapping[str, str] = MappingProxyType(
         "degree+levels": "#2f5fe8",
         "degree+modules": "#ab9200",
         "degree": "#858b94",
+        "toy clustered": "#2f5fe8",
+        "toy iid": "#c23a00",
+        "toy uniform": "#ab9200",
+        "toy squared": "#c2188a",
+        "toy wide": "#0097d6",
+        "rank": "#2f5fe8",
+        "plug-in": "#c23a00",
+        "corrected": "#2f5fe8",
+        "raw norm": "#2f5fe8",
+        "raw norm:input": "#c23a00",
+        "unit norm:input": "#ab9200",
+        "tiny wide": "#2f5fe8",
+        "tiny narrow": "#c23a00",
     }
 )
 
