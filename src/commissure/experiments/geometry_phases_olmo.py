@@ -20,7 +20,7 @@ from jaxtyping import Float64
 
 from commissure.core.rng import generator
 from commissure.experiments.claims import Budget, Context, Outcome, Row
-from commissure.experiments.rows import interval_row
+from commissure.experiments.rows import share_row
 from commissure.geometry.phases import Phase, segment_phases
 from commissure.report.style import COLORS, figure, to_svg
 
@@ -52,7 +52,7 @@ def run(ctx: Context) -> Outcome:
         rng = generator(int(1000 * level), "olmo curve")
         kept = np.array([_kept(RANKS * np.exp(level * rng.standard_normal(len(RANKS))), level) for _ in range(n_seeds)])
         label = f"draws with {level:.0%} more noise: same phases, boundaries within one checkpoint"
-        rows.append(interval_row(f"noise_{100 * level:.0f}", label, kept.astype(float)))
+        rows.append(share_row(f"noise_{100 * level:.0f}", label, kept))
     data = "22 values read from a published figure"
     return Outcome(tuple(rows), ctx.judge(rows, n_seeds), _figure(phases), n_seeds, data=data)
 

@@ -1,4 +1,4 @@
-"""Rows that several claims measure alike: a mean over seeds, and the effect of one kind of network over another.
+"""Rows that several claims measure alike: a mean or a share of seeds, and the effect of one kind of network over another.
 
     effect p = P(a > b) + P(a = b) / 2 over all pairs of seeds, at every radius       (McGraw & Wong 1992)
     row      = least (or most) of p over the radii; its interval draws whole seeds, so that what the networks of one
@@ -14,14 +14,14 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
-from scipy.special import ndtr, stdtrit
+from jaxtyping import Bool, Float
+from scipy.special import betaincinv, ndtr, stdtrit
 
 from commissure.core.rng import generator
 from commissure.core.stats import common_language_effect_size, mean_interval
 from commissure.report.results import Row
 
-__all__ = ["effect", "effect_row", "interval_row"]
+__all__ = ["effect", "effect_row", "interval_row", "share_row"]
 
 _DRAWS = 4000
 
@@ -32,6 +32,20 @@ def interval_row(key: str, label: str, values: Float[np.ndarray, " seeds"], unit
         return Row(key, label, float(values[0]), unit=unit, note=note)
     interval = mean_interval(values)
     return Row(key, label, interval.estimate, interval.low, interval.high, unit, note=note)
+
+
+def share_row(key: str, label: str, hits: Bool[np.ndarray, " seeds"], note: str = "") -> Row:
+    """Share of seeds, with the exact interval of a binomial proportion (Clopper & Pearson 1934), if there are two.
+
+    >>> share_row("hits", "share", np.array([True] * 9 + [False])).text
+    '0.9 [0.555, 0.997]'
+    """
+    n, k = len(hits), int(np.sum(hits))
+    if n < 2:
+        return Row(key, label, float(k), note=note)
+    low = float(betaincinv(k, n - k + 1, 0.025)) if k else 0.0
+    high = float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
+    return Row(key, label, k / n, low, high, note=note)
 
 
 def effect(a: Float[np.ndarray, "seeds radii"], b: Float[np.ndarray, "seeds radii"]) -> Float[np.ndarray, " radii"]:

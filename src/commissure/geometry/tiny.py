@@ -108,8 +108,12 @@ def byte_pair_tokens(
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    settings = {"vocab_size": vocab, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
-    learner = trainers.BpeTrainer(**settings, special_tokens=list(special), show_progress=False)
+    learner = trainers.BpeTrainer(
+        vocab_size=vocab,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(special),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(text.splitlines(keepends=True), learner)  # no entry reaches over a line's end
     return np.array(tokenizer.encode(text).ids, np.int64)
 
