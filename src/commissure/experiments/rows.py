@@ -1,4 +1,4 @@
-"""Rows that several claims measure alike: a mean or a share of seeds, and the effect of one kind of network over another.
+"""Rows that several claims measure alike: a mean or a share of seeds, and the effect of one kind of network.
 
     effect p = P(a > b) + P(a = b) / 2 over all pairs of seeds, at every radius       (McGraw & Wong 1992)
     row      = least (or most) of p over the radii; its interval draws whole seeds, so that what the networks of one
