@@ -28,7 +28,6 @@ from sweep_models import TREE, Logged, flat
 
 from commissure.core.errors import BackendMissing, InputError
 from commissure.reservoirs import cells
-from commissure.reservoirs import sweep as module
 from commissure.reservoirs.block_model import HierarchicalSBM
 from commissure.reservoirs.cells import Cell, canonical, run_cell, sampled
 from commissure.reservoirs.compare import compare
@@ -38,7 +37,7 @@ from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.moments import IllConditionedWarning
 from commissure.reservoirs.sweep import ModuleInputs, Sweep, SweepRow
 from commissure.reservoirs.tasks import MemoryCapacity
-from commissure.runs import IsolatedExecutor, RunStore
+from commissure.runs import IsolatedExecutor, RunStore, tasks
 
 TASK = MemoryCapacity(max_delay=3, length=200, warmup=10)
 MODELS = {"deep": HierarchicalSBM(TREE, p_within=0.8), "flat": flat}
@@ -132,8 +131,8 @@ def test_cells_are_kept_in_their_order_and_what_waits_is_canceled(store: RunStor
 
 def test_by_default_there_is_a_worker_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     lanes = []
-    monkeypatch.setattr(module, "IsolatedExecutor", lambda n: lanes.append(n) or ThreadPoolExecutor(1))
-    monkeypatch.setattr(module, "_cores", lambda: 5)
+    monkeypatch.setattr(tasks, "IsolatedExecutor", lambda n: lanes.append(n) or ThreadPoolExecutor(1))
+    monkeypatch.setattr(tasks, "cores", lambda: 5)
     for seeds, options in (((0,), {}), (range(3), {}), (range(3), {"workers": 2})):
         sweep(seeds=seeds).run(TASK, **options)
     assert lanes == [2, 5, 2]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -29,6 +28,7 @@ from commissure.runs import (
     Migration,
     Run,
     RunStore,
+    cores,
     git_state,
     machine,
     notify,
@@ -148,7 +148,7 @@ def _measured(
     batches = [shared, *([claim] for claim in todo if claim.exclusive)]
     with ExitStack() as stack:
         if executor is None:
-            lanes = workers if workers is not None else min(_cores(), len(todo))
+            lanes = workers if workers is not None else min(cores(), len(todo))
             executor = stack.enter_context(IsolatedExecutor(lanes, on_notice=on_progress))
         for batch in batches:
             for finished in _run_batch(batch, budget, executor):
@@ -217,10 +217,6 @@ def _entry(claim: Claim, future: Future, limit: float, waited: float) -> Entry:
 def _empty(claim: Claim, verdict: Verdict, *, note: str = "", trace: str = "", wall_s: float = 0.0) -> Entry:
     about = (claim.id, claim.paper, claim.statement, claim.quoted, claim.gate)
     return Entry(*about, verdict, note=note, trace=trace, wall_s=wall_s)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

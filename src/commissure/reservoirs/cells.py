@@ -13,8 +13,7 @@ import json
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -32,7 +31,7 @@ from commissure.reservoirs.connectome import Connectome
 from commissure.reservoirs.evaluation import Score, evaluate
 from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.tasks.data import Task
-from commissure.runs import Migration, RunStore, source_digest
+from commissure.runs import Migration, RunStore, one_thread, source_digest
 
 __all__ = ["ModuleInputs", "Settings", "SweepRow"]
 
@@ -131,7 +130,7 @@ class Finished(NamedTuple):
 def run_cell(cell: Cell) -> Finished:
     """Sample, simulate, read out: the same to the last bit wherever it runs."""
     start, s, rows = time.perf_counter(), cell.settings, []
-    with warnings.catch_warnings(record=True) as caught, _one_thread():
+    with warnings.catch_warnings(record=True) as caught, one_thread():
         warnings.simplefilter("always")
         network = sampled(cell.model, cell.seed)
         io = s.io(network, cell.seed) if callable(s.io) else s.io
@@ -195,17 +194,6 @@ def canonical(value: object) -> str:
     if hasattr(value, "__dict__"):
         return kind + canonical(vars(value))
     return kind + hashlib.sha256(pickle.dumps(value)).hexdigest()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """torch computes with one thread inside, then with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 _MIGRATIONS: tuple[Migration, ...] = (

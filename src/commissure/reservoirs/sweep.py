@@ -7,13 +7,12 @@ input series and the same noise, so that models are compared in pairs.
 
 from __future__ import annotations
 
-import os
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +38,7 @@ from commissure.reservoirs.connectome import Connectome
 from commissure.reservoirs.inputs import named, real, whole
 from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.tasks.data import Task
-from commissure.runs import IsolatedExecutor, RunStore
+from commissure.runs import RunStore, check_workers, finished, sweep_bar
 
 if TYPE_CHECKING:
     import pandas
@@ -183,59 +182,38 @@ class Sweep:
         `progress(done, total)` after every cell; by default a bar on stderr where that is a terminal.  A cell that
         fails ends the sweep with its error; finished ones stay in the store.
         """
-        for name, given, kind in (("store", store, RunStore), ("executor", executor, Executor), ("task", task, Task)):
+        for name, given, kind in (("store", store, RunStore), ("task", task, Task)):
             if not isinstance(given, kind) and (given is not None or name == "task"):
                 raise InputError(name, given, f"{kind.__name__}" + ("" if name == "task" else " or None"))
+        check_workers(executor, workers)
         cells = self.cells(task)
-        if workers is not None:
-            whole("workers", workers, 0)
-            if executor is not None:
-                raise InputError("workers", workers, "None together with an executor")
         kept = None if store is None else CellStore(store)
         rows = {(c.name, c.seed): found for c in cells if kept is not None and (found := kept.get(c)) is not None}
         todo = [cell for cell in cells if (cell.name, cell.seed) not in rows]
         told: set[tuple[type[Warning], str]] = set()
-        with _bar(len(cells)) if progress is None else _as_is(progress) as report:
+        if todo and (executor is not None or workers != 0):
+            _require_picklable(todo)
+        with sweep_bar("cells", len(cells)) if progress is None else nullcontext(progress) as report:
             report(len(rows), len(cells))
             try:
-                for cell, finished in _finished(todo, executor, workers):
+                for i, result in finished(run_cell, todo, executor=executor, workers=workers):
+                    cell = todo[i]
+                    done = _named(cell, result)
                     if kept is not None:
-                        kept.add(cell, finished)
-                    rows[cell.name, cell.seed] = finished.rows
+                        kept.add(cell, done)
+                    rows[cell.name, cell.seed] = done.rows
                     report(len(rows), len(cells))
-                    for category, message in finished.warned:
+                    for category, message in done.warned:
                         if (category, message) not in told:
                             told.add((category, message))
                             warnings.warn(f"{message} (model {cell.name!r}, seed {cell.seed})", category, stacklevel=2)
             except KeyboardInterrupt:
                 sys.stderr.write(f"stopped: {len(rows)} of {len(cells)} cells finished\n")
-        done = [(cell.name, cell.seed) for cell in cells]
+        keys = [(cell.name, cell.seed) for cell in cells]
         return SweepResult(
-            tuple(row for key in done if key in rows for row in rows[key]),
-            tuple(key for key in done if key not in rows),
+            tuple(row for key in keys if key in rows for row in rows[key]),
+            tuple(key for key in keys if key not in rows),
         )
-
-
-def _finished(cells: Sequence[Cell], executor: Executor | None, workers: int | None) -> Iterator[tuple[Cell, Finished]]:
-    """Cells as they finish."""
-    if not cells:
-        return
-    if executor is None and workers == 0:
-        for cell in cells:
-            yield cell, _named(cell, lambda cell=cell: run_cell(cell))
-        return
-    _require_picklable(cells)
-    with ExitStack() as stack:
-        if executor is None:
-            lanes = min(_cores(), len(cells)) if workers is None else workers
-            executor = stack.enter_context(IsolatedExecutor(lanes))
-        pending: dict[Future[Finished], Cell] = {executor.submit(run_cell, cell): cell for cell in cells}
-        stack.callback(lambda: [future.cancel() for future in pending])
-        while pending:
-            done, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in sorted(done, key=lambda future: cells.index(pending[future])):
-                cell = pending.pop(future)
-                yield cell, _named(cell, future.result)
 
 
 def _named(cell: Cell, result: Callable[[], Finished]) -> Finished:
@@ -255,25 +233,3 @@ def _require_picklable(cells: Sequence[Cell]) -> None:
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             fix = "give an object (HierarchicalSBM, a Connectome) or a top-level function, or run with workers=0"
             raise InputError(name, part, f"something other processes can be sent ({error})", fix) from None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _as_is(progress: Progress) -> Iterator[Progress]:
-    yield progress
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Progress]:
-    """A bar with the time left, on stderr where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = "sweep", BarColumn(), MofNCompleteColumn(), "cells", TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("sweep", total=total)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

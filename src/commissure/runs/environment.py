@@ -12,7 +12,7 @@ from pathlib import Path
 
 import commissure
 
-__all__ = ["git_state", "machine", "source_digest", "versions"]
+__all__ = ["cores", "git_state", "machine", "source_digest", "versions"]
 
 _PACKAGES = ("torch", "numpy", "scipy", "safetensors", "pydantic", "cyclopts", "matplotlib")
 _ROOT = Path(commissure.__file__).parent
@@ -37,7 +37,7 @@ def machine() -> dict[str, str]:
     """Processor, usable cores, memory, system."""
     return {
         "processor": _processor(),
-        "cores": str(_cores()),
+        "cores": str(cores()),
         "memory": _memory(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
@@ -52,7 +52,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
