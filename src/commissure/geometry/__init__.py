@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from commissure.geometry.ablation import ablate_subspace
     from commissure.geometry.accumulator import CovarianceAccumulator
     from commissure.geometry.attribution import EntropyChange, entropy_change
+    from commissure.geometry.checkpoints import CheckpointSweep, FailedCheckpoint, SweepReport
+    from commissure.geometry.comparison import GeometryChange, compare
     from commissure.geometry.discriminant import lidar
     from commissure.geometry.effective_rank import matrix_entropy, participation_ratio, rankme, renyi_rank, stable_rank
     from commissure.geometry.estimation import Estimate, estimate, folds_of
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from commissure.geometry.neighbors import two_nn
     from commissure.geometry.phases import Phase, segment_phases
     from commissure.geometry.power_law import PowerLaw, alpha_req
+    from commissure.geometry.pretrained import PretrainedCheckpoints, text_batches
     from commissure.geometry.recorder import GeometryRecorder, log_steps
     from commissure.geometry.sequences import curvature, prompt_entropy
     from commissure.geometry.similarity import linear_cka, principal_angles
@@ -41,6 +44,8 @@ _MODULES = (
     "ablation",
     "accumulator",
     "attribution",
+    "checkpoints",
+    "comparison",
     "discriminant",
     "effective_rank",
     "estimation",
@@ -49,6 +54,7 @@ _MODULES = (
     "neighbors",
     "phases",
     "power_law",
+    "pretrained",
     "recorder",
     "sequences",
     "similarity",
@@ -61,15 +67,20 @@ _MODULES = (
 
 __all__ = [
     "BlockLedger",
+    "CheckpointSweep",
     "CovarianceAccumulator",
     "EntropyChange",
     "Estimate",
+    "FailedCheckpoint",
+    "GeometryChange",
     "GeometryRecorder",
     "InfinityGram",
     "Phase",
     "PowerLaw",
+    "PretrainedCheckpoints",
     "Series",
     "Spectrum",
+    "SweepReport",
     "TinyRun",
     "TinySetting",
     "ToySetting",
@@ -80,6 +91,7 @@ __all__ = [
     "alpha_req",
     "block_ledger",
     "byte_pair_tokens",
+    "compare",
     "curvature",
     "entropy_change",
     "estimate",
@@ -98,6 +110,7 @@ __all__ = [
     "segment_phases",
     "spectrum",
     "stable_rank",
+    "text_batches",
     "trace",
     "train_tiny",
     "two_nn",

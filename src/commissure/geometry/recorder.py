@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from commissure.core.errors import BackendMissing, InputError
 from commissure.core.rng import isolated
-from commissure.geometry.tracing import Pooling, TraceFrame, trace
+from commissure.geometry.tracing import Pooling, Trace, TraceFrame, trace
 from commissure.geometry.trajectory import Trajectory, TrajectoryRow
 
-__all__ = ["GeometryRecorder", "log_steps"]
+__all__ = ["GeometryRecorder", "log_steps", "look_at"]
 
 
 def log_steps(last: int, *, count: int = 90) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ class GeometryRecorder:
             "skip": skip,
         }
         self._fit_range = fit_range
-        self._forward = forward or _call
+        self._forward = forward
         self._rows: dict[int, tuple[TrajectoryRow, ...]] = {}
 
     @property
@@ -101,14 +101,7 @@ class GeometryRecorder:
         """Look at `model` where the step is due and was not seen; its rows, or none."""
         if not self.is_due(step) or step in self._rows:
             return ()
-        modes = {module: module.training for module in model.modules()}
-        try:
-            with torch.no_grad(), isolated(0, "geometry"), trace(model.eval(), **self._settings) as traced:
-                for batch in self.batches:
-                    self._forward(model, _moved(batch, next(model.parameters()).device))
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        traced = look_at(model, self.batches, self._settings, self._forward)
         found = tuple(TrajectoryRow(step, row) for row in traced.report(fit_range=self._fit_range))
         self._rows[step] = found
         return found
@@ -150,6 +143,25 @@ class GeometryRecorder:
                     recorder.on_step(trainer.global_step, pl_module)
 
         return _Callback()
+
+
+def look_at(
+    model: nn.Module,
+    batches: Iterable[Any],
+    settings: Mapping[str, Any],
+    forward: Callable[[nn.Module, Any], object] | None = None,
+) -> Trace:
+    """Trace `model` on `batches`, with the settings of `trace`; the model, its modes and random numbers stay."""
+    modes = {module: module.training for module in model.modules()}
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad(), isolated(0, "geometry"), trace(model.eval(), **settings) as traced:
+            for batch in batches:
+                (forward or _call)(model, _moved(batch, device))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return traced
 
 
 def _call(model: nn.Module, batch: Any) -> object:

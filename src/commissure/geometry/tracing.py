@@ -25,6 +25,7 @@ Overhead: 2 dim^2 operations a sample and site.  arXiv 2509.23024, section 2.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -36,18 +37,22 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from commissure.core.errors import BackendMissing, DegenerateError, InputError
+from commissure.core.errors import BackendMissing, CommissureWarning, DegenerateError, InputError
 from commissure.geometry.accumulator import CovarianceAccumulator
 from commissure.geometry.effective_rank import participation_ratio, rankme, stable_rank, top_share
 from commissure.geometry.power_law import alpha_req
 from commissure.geometry.spectra import Spectrum
 
-__all__ = ["POOLINGS", "Pooling", "Trace", "TraceRow", "pool", "trace"]
+__all__ = ["POOLINGS", "MissingMaskWarning", "Pooling", "Trace", "TraceRow", "pool", "trace", "trace_row"]
 
 Pooling = Literal["last", "first", "mean", "all"]
 POOLINGS = ("last", "first", "mean", "all")
 TraceFrame = Literal["raw", "unit"]
 _TOP = 10  # late falls of the rank lie in the 10 to 30 largest directions
+
+
+class MissingMaskWarning(CommissureWarning):
+    """Padded sequences without a mask were traced."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ class Trace:
         self.mask: Bool[Tensor, "batch time"] | None = None
         self.accumulators: dict[tuple[str, Pooling, TraceFrame], CovarianceAccumulator] = {}
         self._seen: Bool[Tensor, "batch time"] | None = None  # the mask of the call that runs
+        self._is_warned = False
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> Trace:
@@ -147,7 +153,7 @@ class Trace:
         """One row a site, pooling and frame, in this order; nothing traced yet: `DegenerateError`."""
         if not self.accumulators:
             raise DegenerateError("no forward pass was traced: call the model inside the `with` block")
-        return tuple(_row(*key, acc, fit_range) for key, acc in self.accumulators.items())
+        return tuple(trace_row(key, acc, fit_range=fit_range) for key, acc in self.accumulators.items())
 
     def to_frame(self, *, fit_range: tuple[int, int] = (11, 100)) -> Any:
         """`report` as a pandas table."""
@@ -168,6 +174,17 @@ class Trace:
     def _see_mask(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         given = kwargs.get("attention_mask")
         self._seen = given.detach().bool() if isinstance(given, Tensor) and given.ndim == 2 else None
+        ids, padding = kwargs.get("input_ids"), getattr(getattr(module, "config", None), "pad_token_id", None)
+        if self._seen is not None or self.mask is not None or self._is_warned or padding is None:
+            return
+        if isinstance(ids, Tensor) and bool(ids.eq(padding).any()):
+            self._is_warned = True
+            warnings.warn(
+                f"input_ids hold the padding token {padding} and no attention_mask came with them: padding counts as"
+                " tokens; pass attention_mask, or set traced.mask",
+                MissingMaskWarning,
+                stacklevel=2,
+            )
 
     @torch.no_grad()
     def _add(self, site: str, output: Any) -> None:
@@ -244,17 +261,16 @@ def _first_tensor(site: str, output: Any) -> Tensor:
     return output
 
 
-def _row(
-    site: str, pooling: Pooling, frame: TraceFrame, acc: CovarianceAccumulator, fit_range: tuple[int, int]
+def trace_row(
+    key: tuple[str, Pooling, TraceFrame], acc: CovarianceAccumulator, *, fit_range: tuple[int, int]
 ) -> TraceRow:
+    """The row of one site, pooling and frame."""
     found = acc.spectrum()
     fewest = acc.n_samples // 2
     correctable = len(acc.folds) > 1 and fewest >= found.dim
     estimate = acc.estimate(rankme, correction="half" if correctable else None)
     return TraceRow(
-        site,
-        pooling,
-        frame,
+        *key,
         acc.n_samples,
         found.dim,
         estimate.value,
