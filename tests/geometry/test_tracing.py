@@ -14,7 +14,7 @@ from commissure.core.moments import measure
 from commissure.geometry.ablation import ablate_subspace, project
 from commissure.geometry.effective_rank import rankme
 from commissure.geometry.spectra import spectrum
-from commissure.geometry.tracing import pool, trace
+from commissure.geometry.tracing import MissingMaskWarning, pool, trace
 
 
 class Block(nn.Module):
@@ -264,3 +264,33 @@ def test_bad_ablations() -> None:
             pass
     with pytest.raises(InputError, match="x"):
         project(normal(3, 5), moments, keep_top=1)
+
+
+def test_padding_without_a_mask_is_warned_of_once() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20, n_positions=8, pad_token_id=3)
+    model, ids = transformers.GPT2Model(config).eval(), torch.tensor([[1, 2, 3, 3]])
+    with torch.no_grad(), trace(model, sites=["ln_f"]) as traced:
+        with pytest.warns(MissingMaskWarning, match="padding token 3"):
+            model(input_ids=ids)
+        model(input_ids=ids)  # once is enough: a second warning would be an error here
+    for kwargs, mask in (({"attention_mask": (ids != 3).long()}, None), ({}, ids != 3)):
+        with torch.no_grad(), trace(model, sites=["ln_f"]) as traced:
+            traced.mask = mask
+            model(input_ids=ids, **kwargs)
+    with torch.no_grad(), trace(model, sites=["ln_f"]):
+        model(input_ids=ids[:, :2])  # nothing is padded
+
+
+def test_samples_that_are_equal_do_not_end_a_report() -> None:
+    model = nn.Sequential(nn.Identity(), nn.Identity())
+    same, mixed = torch.ones(8, 3), torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    mixed[::2] = 1.0  # a fold of equal rows
+    for x, is_degenerate in ((same, True), (mixed, False)):
+        with trace(model, sites=["0"], frames=["raw"], n_folds=2) as traced:
+            model(x)
+        (row,) = traced.report(fit_range=(1, 2))
+        assert np.isnan(row.rankme) == is_degenerate
+        assert np.isnan(row.rankme_stderr)
+        assert row.rankme_corrected is None
+        assert (row.alpha is None) == is_degenerate

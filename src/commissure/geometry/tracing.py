@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from commissure.core.errors import BackendMissing, CommissureWarning, DegenerateError, InputError
 from commissure.geometry.accumulator import CovarianceAccumulator
 from commissure.geometry.effective_rank import participation_ratio, rankme, stable_rank, top_share
+from commissure.geometry.estimation import Estimate
 from commissure.geometry.power_law import alpha_req
 from commissure.geometry.spectra import Spectrum
 
@@ -57,7 +58,7 @@ class MissingMaskWarning(CommissureWarning):
 
 @dataclass(frozen=True)
 class TraceRow:
-    """The geometry of one site, pooling and frame; centered, eigenvalue weights.
+    """The geometry of one site, pooling and frame; centered, eigenvalue weights; nan where all samples are equal.
 
     `rankme_stderr`: jackknife over folds (nan with one).  `rankme_corrected`: for few samples; None with one fold or
     fewer samples a half than components.  `rankme_without_top`: the 10 largest eigenvalues left out, None below 20
@@ -264,15 +265,18 @@ def _first_tensor(site: str, output: Any) -> Tensor:
 def trace_row(
     key: tuple[str, Pooling, TraceFrame], acc: CovarianceAccumulator, *, fit_range: tuple[int, int]
 ) -> TraceRow:
-    """The row of one site, pooling and frame."""
-    found = acc.spectrum()
-    fewest = acc.n_samples // 2
-    correctable = len(acc.folds) > 1 and fewest >= found.dim
-    estimate = acc.estimate(rankme, correction="half" if correctable else None)
+    """The row of one site, pooling and frame; nan where all samples are equal, for a report goes on."""
+    found, whole = acc.spectrum(), (acc.n_samples, len(acc.folds[0].mean))
+    if not found.values[0] > 0:
+        return TraceRow(*key, *whole, np.nan, np.nan, None, None, np.nan, np.nan, np.nan, None, fit_range)
+    correctable = len(acc.folds) > 1 and acc.n_samples // 2 >= found.dim
+    try:
+        estimate = acc.estimate(rankme, correction="half" if correctable else None)
+    except DegenerateError:  # all of a fold's samples are equal
+        estimate = Estimate(rankme(found), np.nan, None)
     return TraceRow(
         *key,
-        acc.n_samples,
-        found.dim,
+        *whole,
         estimate.value,
         estimate.stderr,
         estimate.corrected,
