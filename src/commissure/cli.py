@@ -25,6 +25,7 @@ COMMANDS = {
     "data": ("commissure.datasets.cli:app", "Real data by name: list, get."),
     "decode": ("commissure.decode.cli:app", "Decode behavior from spikes: simulate, fit, eval, stream, bench."),
     "env": ("commissure.runs.cli:env", "Versions, backend, device, threads, folders."),
+    "geometry": ("commissure.geometry.cli:app", "What phase a training run is in: trace, phases, bench, show."),
     "mesa": ("commissure.mesa.cli:app", "The mesa layer: fit, eval, bench, show."),
     "metahmm": ("commissure.metahmm.cli:app", "Distance to the Bayes optimum in context: fit, eval, bench, show."),
     "reproduce": ("commissure.experiments.cli:reproduce", "Measure the claims; print the table, write the report."),

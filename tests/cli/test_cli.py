@@ -46,6 +46,8 @@ def test_help_takes_at_most_400_ms() -> None:
         "from commissure.cli import main; main(['metahmm', '--help'])",
         "from commissure.cli import main; main(['metahmm', 'fit', '--help'])",
         "from commissure.cli import main; main(['reservoirs', '--help'])",
+        "from commissure.cli import main; main(['geometry', '--help'])",
+        "from commissure.cli import main; main(['geometry', 'trace', '--help'])",
         "from commissure.cli import main; main(['reservoirs', 'eval', '--help'])",
     ],
 )
