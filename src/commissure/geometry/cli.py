@@ -30,8 +30,6 @@ Several = Parameter(consume_multiple=True, negative="")
 Pooling = Literal["last", "first", "mean", "all"]
 Poolings = Annotated[tuple[Pooling, ...], Several, Parameter(help="Which tokens are samples.")]
 Sites = Annotated[tuple[str, ...], Several, Parameter(help="Names or patterns of modules; default blocks, last norm.")]
-    tuple[str, ...], Several, Parameter(help="Names or patterns of modules; default blocks and last norm.")
-]
 Revisions = Annotated[
     tuple[str, ...], Several, Parameter(help="STEP=NAME of checkpoints: subfolders of a folder, revisions at a hub.")
 ]
