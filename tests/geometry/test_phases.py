@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commissure.core.errors import DegenerateError, InputError
-from commissure.geometry.phases import _spread, isotonic_costs, isotonic_costs_reference, segment_phases
+from commissure.geometry.phases import (
+    _scatter,
+    isotonic_costs,
+    isotonic_costs_reference,
+    scatter,
+    segment_phases,
+)
 
 NAMES = ["warmup", "entropy-seeking", "compression-seeking"]
 
@@ -79,8 +85,8 @@ def test_errors_are_found_in_the_series_and_intervals_hold_the_turning_points() 
 
 def test_a_line_in_log_step_has_no_error_however_uneven_its_steps() -> None:
     x = np.log1p([0, 1, 2, 10, 11, 500, 4000])
-    assert _spread(x, 3 * x + 1) < 1e-12
-    assert _spread(x, 3 * x + 0.1 * (-1.0) ** np.arange(7)) == pytest.approx(1.4826 * 0.2 / math.sqrt(1.5), rel=0.15)
+    assert _scatter(x, 3 * x + 1) < 1e-12
+    assert _scatter(x, 3 * x + 0.1 * (-1.0) ** np.arange(7)) == pytest.approx(1.4826 * 0.2 / math.sqrt(1.5), rel=0.15)
 
 
 def test_the_published_curve_has_the_published_phases() -> None:
@@ -158,3 +164,23 @@ def test_bad_series(arguments: tuple, message: str) -> None:
 def test_bad_settings(named: dict) -> None:
     with pytest.raises(InputError, match=next(iter(named))):
         segment_phases([1, 2], [1, 2], **named)
+
+
+def test_alpha_must_move_the_wrong_way_beyond_its_scatter() -> None:
+    steps = np.geomspace(1, 1000, 40)
+    ranks = np.exp(-0.05 * np.log(steps))
+    jitter = 0.05 * (-1.0) ** np.arange(40)
+    for slope, kind in ((0.02, "warmup"), (0.0, "warmup"), (-0.005, "warmup"), (-0.1, "undetermined")):
+        alpha = 1 + slope * np.log(steps) + jitter
+        (phase,) = segment_phases(steps, ranks, stderr=0.001 * ranks, alpha=alpha)
+        assert phase.kind == kind, slope
+
+
+def test_scatter_is_that_of_the_ranks_between_checkpoints() -> None:
+    rng = np.random.default_rng(0)
+    steps = np.geomspace(1, 1e5, 4000)
+    ranks = np.exp(np.sin(np.log(steps)) + 0.03 * rng.standard_normal(4000))
+    assert scatter(steps, ranks) == pytest.approx(0.03, rel=0.05)
+    assert scatter(steps[:2], ranks[:2]) == 0
+    with pytest.raises(InputError, match="ranks"):
+        scatter([0, 1], [1, 0])

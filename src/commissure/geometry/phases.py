@@ -9,7 +9,7 @@
 | "entropy-seeking"     | rises | falls | every rise                                               |
 | "compression-seeking" | falls | rises | every fall after a rise                                  |
 | "flat"                |       |       | all values within one error of each other                |
-| "undetermined"        |       |       | alpha was given and moves with the rank, not against it  |
+| "undetermined"        |       |       | alpha moves with the rank, beyond its own scatter         |
 
 Two phases meet in a turning point, the more extreme of the two checkpoints at the cut, and both hold it.  The penalty
 is 2 log T by default, so that noise alone rarely makes a phase of T checkpoints.
@@ -18,8 +18,10 @@ The optimum is exact: the isotonic cost of every stretch comes from pooling viol
 together, and a dynamic program over the cuts follows, O(T^2) each.  The interval of a turning point holds all to which
 its cut can move, the others moved along, before the cost rises by more than 7.35.
 
-Without errors sigma comes from the data: how far points lie from the line between their neighbors in log step, by
-the median, which a smooth curve leaves small.  Steps are counted from 0: the axis is log(1 + step).
+Errors of single checkpoints leave out how ranks jump from one to the next.  `scatter` says how far: by the median
+distance of points from the line between their neighbors in log step, which a smooth curve leaves small.  Without errors
+it is sigma; where it is as large as the errors, pass the root of the sum of both squares.  Steps are counted from 0: the
+axis is log(1 + step).
 
 arXiv 2509.23024, section 3, names the phases and draws them by hand; the segmentation is ours.
 Isotonic regression: Best & Chakravarti, Math. Programming 47 (1990).
@@ -38,7 +40,7 @@ from numpy.typing import ArrayLike
 
 from commissure.core.errors import DegenerateError, InputError
 
-__all__ = ["Phase", "PhaseKind", "isotonic_costs", "isotonic_costs_reference", "segment_phases"]
+__all__ = ["Phase", "PhaseKind", "isotonic_costs", "isotonic_costs_reference", "scatter", "segment_phases"]
 
 PhaseKind = Literal["warmup", "entropy-seeking", "compression-seeking", "flat", "undetermined"]
 
@@ -215,14 +217,31 @@ def _phase(series: _Series, at: slice, rising: bool, *, is_first: bool) -> tuple
     change, error = sign * (high - low), float(np.hypot(low_error, high_error))
     if len(y) == 1 or change == 0:
         return "flat", 0.0, error
-    moves = series.alpha[at]
-    moves = moves[np.isfinite(moves)]
-    if len(moves) > 1:
-        half = len(moves) // 2
-        if sign * (moves[-half:].mean() - moves[:half].mean()) > 0:
-            return "undetermined", float(change), error
+    if _disagrees(series, at, sign):
+        return "undetermined", float(change), error
     kind: PhaseKind = "entropy-seeking" if rising else "warmup" if is_first else "compression-seeking"
     return kind, float(change), error
+
+
+def _disagrees(series: _Series, at: slice, sign: int) -> bool:
+    """Whether alpha moves the rank's way from the first to the second half of a phase, by more than two errors."""
+    known = np.isfinite(series.alpha)
+    scatter = _scatter(np.log1p(series.steps[known]), series.alpha[known])
+    moves = series.alpha[at][known[at]]
+    half = len(moves) // 2
+    return half > 0 and sign * (moves[-half:].mean() - moves[:half].mean()) > 2 * scatter * (2 / half) ** 0.5
+
+
+def scatter(steps: ArrayLike, ranks: ArrayLike) -> float:
+    """Relative error of a rank from one checkpoint to the next, whatever the error of each of them.
+
+    How far log ranks lie off the line between their neighbors in log step, by the median.
+
+    >>> round(scatter([0, 1, 3, 7], [1.0, 1.0, 2.0, 1.0]), 2)
+    0.84
+    """
+    series = _checked(steps, ranks, None, None)
+    return _scatter(np.log1p(series.steps), series.logs)
 
 
 def _ends(y: Float64[np.ndarray, " n"], weights: Float64[np.ndarray, " n"]) -> tuple[float, float, float, float]:
@@ -262,12 +281,12 @@ def _checked(steps: ArrayLike, ranks: ArrayLike, stderr: ArrayLike | None, alpha
     if not kept.any():
         raise DegenerateError("no checkpoint has a rank: a phase needs one at least")
     logs = np.log(r[kept])
-    sigma = errors[kept] / r[kept] if stderr is not None else np.full(len(logs), _spread(np.log1p(x[kept]), logs))
+    sigma = errors[kept] / r[kept] if stderr is not None else np.full(len(logs), _scatter(np.log1p(x[kept]), logs))
     sigma = np.maximum(sigma, _FLOOR * max(1.0, float(np.abs(logs).max())))
     return _Series(np.flatnonzero(kept), x[kept], logs, sigma, exponents[kept])
 
 
-def _spread(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> float:
+def _scatter(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> float:
     """Error of a point, from how far points lie off the line between their neighbors."""
     if len(y) < 3:
         return 0.0

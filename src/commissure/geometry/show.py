@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from commissure.core.errors import InputError
-from commissure.geometry.phases import Phase, segment_phases
+from commissure.geometry.phases import Phase, scatter, segment_phases
 from commissure.geometry.spectra import Spectrum
 from commissure.geometry.tracing import Pooling, TraceFrame
 from commissure.geometry.trajectory import Series, Trajectory
@@ -32,14 +32,11 @@ _LEAST_WIDTH = 0.07  # of the axis, for a phase's name above it
 
 
 def phases_of(series: Series) -> tuple[Phase, ...]:
-    """`segment_phases` of a series, with its errors and alpha where they are known."""
-    has_errors, has_alpha = (bool(np.isfinite(part).any()) for part in (series.stderr, series.alpha))
-    return segment_phases(
-        series.steps,
-        series.ranks,
-        stderr=series.stderr if has_errors else None,
-        alpha=series.alpha if has_alpha else None,
-    )
+    """`segment_phases` of a series; errors are those known and the scatter between checkpoints, together."""
+    known = np.where(np.isfinite(series.stderr), series.stderr, 0.0)
+    errors = np.hypot(known, scatter(series.steps, series.ranks) * series.ranks)
+    has_alpha = bool(np.isfinite(series.alpha).any())
+    return segment_phases(series.steps, series.ranks, stderr=errors, alpha=series.alpha if has_alpha else None)
 
 
 def draw_trajectory(figure: Any, series: Mapping[str, Series], *, x_label: str = "1 + step") -> None:
