@@ -86,7 +86,11 @@ def test_errors_are_found_in_the_series_and_intervals_hold_the_turning_points() 
 def test_a_line_in_log_step_has_no_error_however_uneven_its_steps() -> None:
     x = np.log1p([0, 1, 2, 10, 11, 500, 4000])
     assert _scatter(x, 3 * x + 1) < 1e-12
-    assert _scatter(x, 3 * x + 0.1 * (-1.0) ** np.arange(7)) == pytest.approx(1.4826 * 0.2 / math.sqrt(1.5), rel=0.15)
+    even = np.arange(9.0)
+    expected = 1.4826 * 0.1 * (8 / 3) / math.sqrt(1 + 34 / 36)
+    assert _scatter(even, 3 * even + 0.1 * (-1.0) ** np.arange(9)) == pytest.approx(expected, rel=1e-12)
+    assert _scatter(even[:5], 0.1 * (-1.0) ** np.arange(5)) == pytest.approx(1.4826 * 0.2 / math.sqrt(1.5), rel=1e-12)
+    assert _scatter(x, x**3) < 1e-10, "a smooth curve has none"
 
 
 def test_the_published_curve_has_the_published_phases() -> None:

@@ -19,9 +19,9 @@ together, and a dynamic program over the cuts follows, O(T^2) each.  The interva
 its cut can move, the others moved along, before the cost rises by more than 7.35.
 
 Errors of single checkpoints leave out how ranks jump from one to the next.  `scatter` says how far: by the median
-distance of points from the line between their neighbors in log step, which a smooth curve leaves small.  Without errors
-it is sigma; where it is as large as the errors, pass the root of the sum of both squares.  Steps are counted from 0: the
-axis is log(1 + step).
+distance of points from the cubic through their four neighbors in log step, which a smooth curve leaves small.  Without
+errors it is sigma; where it is as large as the errors, pass the root of the sum of both squares.  Steps are counted
+from 0: the axis is log(1 + step).
 
 arXiv 2509.23024, section 3, names the phases and draws them by hand; the segmentation is ours.
 Isotonic regression: Best & Chakravarti, Math. Programming 47 (1990).
@@ -235,10 +235,11 @@ def _disagrees(series: _Series, at: slice, sign: int) -> bool:
 def scatter(steps: ArrayLike, ranks: ArrayLike) -> float:
     """Relative error of a rank from one checkpoint to the next, whatever the error of each of them.
 
-    How far log ranks lie off the line between their neighbors in log step, by the median.
+    How far log ranks lie off the cubic through four neighbors in log step (the line through two, of less than seven
+    checkpoints), by the median.
 
     >>> round(scatter([0, 1, 3, 7], [1.0, 1.0, 2.0, 1.0]), 2)
-    0.84
+    0.63
     """
     series = _checked(steps, ranks, None, None)
     return _scatter(np.log1p(series.steps), series.logs)
@@ -287,11 +288,18 @@ def _checked(steps: ArrayLike, ranks: ArrayLike, stderr: ArrayLike | None, alpha
 
 
 def _scatter(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> float:
-    """Error of a point, from how far points lie off the line between their neighbors."""
+    """Error of a point, from how far points lie off the polynomial through two neighbors on each side (or one)."""
     if len(y) < 3:
         return 0.0
-    share = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
-    off = (y[1:-1] - (1 - share) * y[:-2] - share * y[2:]) / np.sqrt(1 + share**2 + (1 - share) ** 2)
+    around = np.array([-2, -1, 1, 2] if len(y) >= 7 else [-1, 1])
+    at = np.arange(around[-1], len(y) - around[-1])
+    near = x[at[:, None] + around]
+    apart = near[:, :, None] - near[:, None]
+    apart[:, range(len(around)), range(len(around))] = 1.0
+    to = np.repeat((x[at][:, None] - near)[:, None], len(around), 1)
+    to[:, range(len(around)), range(len(around))] = 1.0
+    weights = (to / apart).prod(2)  # Lagrange's
+    off = (y[at] - (weights * y[at[:, None] + around]).sum(1)) / np.sqrt(1 + (weights**2).sum(1))
     return float(1.4826 * np.median(np.abs(off)))
 
 
