@@ -31,6 +31,7 @@ DRAWN_TOGETHER = [
     ("toy clustered", "toy iid"),
     ("toy uniform", "toy squared", "toy wide"),
     ("plug-in", "corrected"),
+    ("rank",),
     ("raw norm", "raw norm:input", "unit norm:input"),
     ("tiny wide", "tiny narrow"),
 ]

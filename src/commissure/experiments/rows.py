@@ -38,7 +38,7 @@ def share_row(key: str, label: str, hits: Bool[np.ndarray, " seeds"], note: str 
     """Share of seeds, with the exact interval of a binomial proportion (Clopper & Pearson 1934), if there are two.
 
     >>> share_row("hits", "share", np.array([True] * 9 + [False])).text
-    '0.9 [0.555, 0.997]'
+    '0.900 [0.555, 0.997]'
     """
     n, k = len(hits), int(np.sum(hits))
     if n < 2:
