@@ -92,6 +92,8 @@ def rows_of(x: Rows, *, mask: Bool[Tensor, " samples"] | None = None) -> Float[T
         raise InputError("x", found, "floating-point numbers of shape (samples, dim)")
     rows = rows.detach() if mask is None else rows.detach()[mask]
     rows = rows if rows.dtype == torch.float64 else rows.float()
+    if torch.isfinite(rows.sum()):  # one pass, no copy; else a sum too large, or numbers that are not finite
+        return rows
     bad = ~torch.isfinite(rows).all(1)
     if bad.any():
         first = int(bad.nonzero()[0])
@@ -145,7 +147,7 @@ def _of_moments(moments: Moments, center: bool) -> Spectrum:
     scatter = moments.scatter
     if not center:
         scatter = scatter + n * torch.outer(moments.mean, moments.mean)
-    values = torch.linalg.eigvalsh(scatter / (n - center))
+    values = torch.linalg.eigvalsh(scatter) / (n - center)
     return Spectrum(_clean(values)[: min(n, dim)], n, dim, center)
 
 
