@@ -17,12 +17,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from commissure.core.errors import DegenerateError, InputError
-from commissure.core.moments import Moments, leave_one_out, measure_folds, merge
+from commissure.core.moments import Moments, leave_one_out, measure, merge
 from commissure.geometry.spectra import FewSamplesWarning, Frame, Rows, Spectrum, in_frame, rows_of, spectrum
 
 __all__ = ["Estimate", "estimate", "folds_of"]
@@ -47,7 +46,7 @@ def folds_of(
     if isinstance(n_folds, bool) or not isinstance(n_folds, int | np.integer) or n_folds < 1:
         raise InputError("n_folds", n_folds, "an integer >= 1")
     rows = in_frame(rows_of(x, mask=mask), frame)
-    return measure_folds(rows, torch.arange(len(rows), device=rows.device) % n_folds, int(n_folds))
+    return tuple(measure(rows[k::n_folds]) for k in range(n_folds))
 
 
 def estimate(

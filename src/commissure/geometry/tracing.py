@@ -204,10 +204,11 @@ def pool(
         at = places.masked_fill(~keep, -1).amax(1) if pooling == "last" else keep.int().argmax(1)
         return states[rows, at[rows]]
     keep = keep & (keep.cumsum(1) > skip)
+    is_whole = bool(keep.all())  # then nothing is copied
     if pooling == "all":
-        return states[keep]
-    wide = states.double() if states.dtype == torch.float64 else states.float()
-    sums = wide.masked_fill(~keep[..., None], 0).sum(1)
+        return states.flatten(0, 1) if is_whole else states[keep]
+    wide = states if states.dtype == torch.float64 else states.float()
+    sums = (wide if is_whole else wide.masked_fill(~keep[..., None], 0)).sum(1)
     rows = keep.any(1)
     return sums[rows] / keep.sum(1)[rows, None]
 
