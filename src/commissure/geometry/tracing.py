@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from commissure.core.errors import BackendMissing, DegenerateError, InputError
 from commissure.geometry.accumulator import CovarianceAccumulator
 from commissure.geometry.effective_rank import participation_ratio, rankme, stable_rank, top_share
-from commissure.geometry.power_law import alpha_req
+from commissure.geometry.power_law import FitRange, alpha_req
 from commissure.geometry.spectra import Spectrum
 
 __all__ = ["POOLINGS", "Pooling", "Trace", "TraceRow", "pool", "trace"]
@@ -54,7 +54,8 @@ class TraceRow:
     """The geometry of one site, pooling and frame; centered, eigenvalue weights.
 
     `rankme_stderr`: jackknife over folds (nan with one).  `rankme_corrected`: for few samples; None with one fold or
-    fewer samples a half than components.  `alpha` on ranks `alpha_window`, None where the spectrum is shorter.
+    fewer samples a half than components.  `alpha` on ranks `alpha_window`, None where the spectrum is shorter, or too
+    much of it noise for an automatic window; then that is None too.
     """
 
     site: str
@@ -69,7 +70,7 @@ class TraceRow:
     stable_rank: float
     top_share: float
     alpha: float | None
-    alpha_window: tuple[int, int]
+    alpha_window: tuple[int, int] | None
 
 
 def trace(
@@ -139,13 +140,13 @@ class Trace:
             self._hooks.pop().remove()
         self._seen = None
 
-    def report(self, *, fit_range: tuple[int, int] = (11, 100)) -> tuple[TraceRow, ...]:
+    def report(self, *, fit_range: FitRange = (11, 100)) -> tuple[TraceRow, ...]:
         """One row a site, pooling and frame, in this order; nothing traced yet: `DegenerateError`."""
         if not self.accumulators:
             raise DegenerateError("no forward pass was traced: call the model inside the `with` block")
         return tuple(_row(*key, acc, fit_range) for key, acc in self.accumulators.items())
 
-    def to_frame(self, *, fit_range: tuple[int, int] = (11, 100)) -> Any:
+    def to_frame(self, *, fit_range: FitRange = (11, 100)) -> Any:
         """`report` as a pandas table."""
         try:
             import pandas as pd
@@ -241,9 +242,7 @@ def _first_tensor(site: str, output: Any) -> Tensor:
     return output
 
 
-def _row(
-    site: str, pooling: Pooling, frame: TraceFrame, acc: CovarianceAccumulator, fit_range: tuple[int, int]
-) -> TraceRow:
+def _row(site: str, pooling: Pooling, frame: TraceFrame, acc: CovarianceAccumulator, fit_range: FitRange) -> TraceRow:
     found = acc.spectrum()
     fewest = acc.n_samples // 2
     correctable = len(acc.folds) > 1 and fewest >= found.dim
@@ -260,12 +259,17 @@ def _row(
         participation_ratio(found),
         stable_rank(found),
         top_share(found),
-        _alpha(found, fit_range),
-        fit_range,
+        *_alpha(found, fit_range),
     )
 
 
-def _alpha(found: Spectrum, fit_range: tuple[int, int]) -> float | None:
-    """None where the window leaves the spectrum: a report goes on over sites of all widths."""
+def _alpha(found: Spectrum, fit_range: FitRange) -> tuple[float | None, tuple[int, int] | None]:
+    """Alpha and its window; alpha is None where there is none: a report goes on over sites of all widths."""
+    if fit_range == "auto":
+        try:
+            fit = alpha_req(found, fit_range=fit_range)
+        except DegenerateError:
+            return None, None
+        return fit.alpha, fit.window
     n_positive = int((found.values > np.finfo(np.float64).eps * found.values[0]).sum())
-    return alpha_req(found, fit_range=fit_range).alpha if fit_range[1] <= n_positive else None
+    return alpha_req(found, fit_range=fit_range).alpha if fit_range[1] <= n_positive else None, fit_range
