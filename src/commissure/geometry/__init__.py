@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from commissure.geometry.discriminant import lidar
     from commissure.geometry.effective_rank import matrix_entropy, participation_ratio, rankme, renyi_rank, stable_rank
     from commissure.geometry.estimation import Estimate, estimate, folds_of
+    from commissure.geometry.estimators import AlphaReQ, ParticipationRatio, RankMe, TwoNN
     from commissure.geometry.infinity_gram import InfinityGram, infinity_gram_alignment
     from commissure.geometry.ledger import BlockLedger, block_ledger
     from commissure.geometry.neighbors import two_nn
@@ -44,6 +45,7 @@ _MODULES = (
     "discriminant",
     "effective_rank",
     "estimation",
+    "estimators",
     "infinity_gram",
     "ledger",
     "neighbors",
@@ -60,14 +62,17 @@ _MODULES = (
 )
 
 __all__ = [
+    "AlphaReQ",
     "BlockLedger",
     "CovarianceAccumulator",
     "EntropyChange",
     "Estimate",
     "GeometryRecorder",
     "InfinityGram",
+    "ParticipationRatio",
     "Phase",
     "PowerLaw",
+    "RankMe",
     "Series",
     "Spectrum",
     "TinyRun",
@@ -76,6 +81,7 @@ __all__ = [
     "TraceRow",
     "Trajectory",
     "TrajectoryRow",
+    "TwoNN",
     "ablate_subspace",
     "alpha_req",
     "block_ledger",
