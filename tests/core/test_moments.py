@@ -74,6 +74,15 @@ def test_float32_blocks_keep_their_gram_in_float32() -> None:
     assert moments.measure(x.double()).scatter.item() == exact
 
 
+@pytest.mark.parametrize(("n", "dim"), [(2049, 3), (5000, 257), (7, 600)])
+def test_moments_of_more_than_one_block(n: int, dim: int) -> None:
+    x = torch.randn(n, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 5
+    state = moments.measure(x)
+    exact = (x - x.mean(0)).T @ (x - x.mean(0))
+    assert torch.allclose(state.scatter, exact, rtol=1e-12, atol=1e-11 * n)
+    assert torch.allclose(state.mean, x.mean(0), rtol=1e-13)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_blocks_are_computed_in_float32(dtype: torch.dtype) -> None:
     x = sample(2, 3000, 3, dtype)

@@ -213,6 +213,19 @@ def test_bad_traces() -> None:
             pool(x, "all", mask=mask)
 
 
+def test_an_automatic_window_is_told_row_by_row() -> None:
+    model = nn.Sequential(nn.Linear(40, 40, bias=False), nn.Linear(40, 3))
+    scales = torch.ones(40)
+    scales[:8] = 30 / torch.arange(1, 9)
+    model[0].weight.data = torch.diag(scales)
+    with torch.no_grad(), trace(model, sites=["*"], frames=["raw"]) as traced:
+        model(torch.randn(2000, 40, generator=torch.Generator().manual_seed(0)))
+    wide, narrow = traced.report(fit_range="auto")
+    assert wide.alpha_window == (1, 8)
+    assert wide.alpha == pytest.approx(2.0, abs=0.1)
+    assert (narrow.alpha, narrow.alpha_window) == (None, None)
+
+
 # Ablation
 
 

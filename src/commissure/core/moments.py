@@ -70,12 +70,12 @@ def measure(x: Float[Tensor, "*samples dim"], *, mask: Bool[Tensor, "*samples"] 
     for block in rows.split(_ROWS):
         shifted = block - shift
         rest += shifted.sum(0, dtype=torch.float64)
-        for at in range(0, len(shift), _COLUMNS):  # the upper half alone
+        for at in range(0, len(shift), _COLUMNS):  # right of the diagonal alone
             scatter[at : at + _COLUMNS, at:] += shifted[:, at : at + _COLUMNS].T @ shifted[:, at:]
+    for at in range(_COLUMNS, len(shift), _COLUMNS):
+        scatter[at : at + _COLUMNS, :at] = scatter[:at, at : at + _COLUMNS].T
     rest /= len(rows)  # what rounding left of the mean
-    scatter.addr_(rest, rest, alpha=-len(rows)).triu_()
-    scatter += scatter.triu(1).T
-    return Moments(len(rows), shift.double() + rest, scatter)
+    return Moments(len(rows), shift.double() + rest, scatter.addr_(rest, rest, alpha=-len(rows)))
 
 
 def measure_reference(x: Float[Tensor, "*samples dim"], *, mask: Bool[Tensor, "*samples"] | None = None) -> Moments:
@@ -119,7 +119,7 @@ def merge(*states: Moments) -> Moments:
         scatter += state.scatter
     if len(states) > 1:
         offsets = torch.stack([(s.mean - mean) * s.n_samples**0.5 for s in states])
-        scatter += offsets.T @ offsets
+        scatter.addmm_(offsets.T, offsets)
     return Moments(total, mean, scatter)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from commissure.geometry.discriminant import lidar
     from commissure.geometry.effective_rank import matrix_entropy, participation_ratio, rankme, renyi_rank, stable_rank
     from commissure.geometry.estimation import Estimate, estimate, folds_of
+    from commissure.geometry.estimators import AlphaReQ, ParticipationRatio, RankMe, TwoNN
     from commissure.geometry.infinity_gram import InfinityGram, infinity_gram_alignment
     from commissure.geometry.ledger import BlockLedger, block_ledger
     from commissure.geometry.neighbors import two_nn
@@ -49,6 +50,7 @@ _MODULES = (
     "discriminant",
     "effective_rank",
     "estimation",
+    "estimators",
     "infinity_gram",
     "ledger",
     "neighbors",
@@ -66,6 +68,7 @@ _MODULES = (
 )
 
 __all__ = [
+    "AlphaReQ",
     "BlockLedger",
     "CheckpointSweep",
     "CovarianceAccumulator",
@@ -75,9 +78,11 @@ __all__ = [
     "GeometryChange",
     "GeometryRecorder",
     "InfinityGram",
+    "ParticipationRatio",
     "Phase",
     "PowerLaw",
     "PretrainedCheckpoints",
+    "RankMe",
     "Series",
     "Spectrum",
     "SweepReport",
@@ -87,6 +92,7 @@ __all__ = [
     "TraceRow",
     "Trajectory",
     "TrajectoryRow",
+    "TwoNN",
     "ablate_subspace",
     "alpha_req",
     "block_ledger",

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from commissure.core.errors import InputError
-from commissure.core.moments import Moments, empty, measure_folds, merge
+from commissure.core.moments import Moments, empty, merge, update
 from commissure.geometry.estimation import Estimate, estimate
 from commissure.geometry.spectra import Frame, Spectrum, in_frame, rows_of, spectrum
 
@@ -64,9 +64,8 @@ class CovarianceAccumulator:
             raise InputError("mask", (tuple(mask.shape), str(mask.dtype)), f"bool, shape {tuple(x.shape[:-1])}")
         flat = x.reshape(-1, dim)
         rows = in_frame(rows_of(flat, mask=None if mask is None else mask.reshape(-1)), self.frame)
-        fold = (torch.arange(len(rows), device=rows.device) + self.n_samples) % len(self.folds)
-        added = measure_folds(rows, fold, len(self.folds))
-        self.folds = tuple(merge(held, new) for held, new in zip(self.folds, added, strict=True))
+        seen, n_folds = self.n_samples, len(self.folds)
+        self.folds = tuple(update(fold, rows[(k - seen) % n_folds :: n_folds]) for k, fold in enumerate(self.folds))
 
     def merge(self, *others: CovarianceAccumulator) -> None:
         """Take in what other accumulators have seen."""

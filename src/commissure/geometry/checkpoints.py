@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from commissure.core.errors import InputError
 from commissure.core.moments import Moments
 from commissure.geometry.accumulator import CovarianceAccumulator
+from commissure.geometry.power_law import FitRange
 from commissure.geometry.recorder import look_at
 from commissure.geometry.spectra import Spectrum
 from commissure.geometry.tracing import Pooling, TraceFrame, TraceRow, trace_row
@@ -76,7 +77,7 @@ class SweepReport:
         """Alpha on ranks 11 to 100; `trajectory_of` for other windows."""
         return self.trajectory_of()
 
-    def trajectory_of(self, *, fit_range: tuple[int, int] = (11, 100)) -> Trajectory:
+    def trajectory_of(self, *, fit_range: FitRange = (11, 100)) -> Trajectory:
         """All rows, alpha fitted on the ranks `fit_range`; from the moments, without a forward pass."""
         return Trajectory(
             tuple(
@@ -86,7 +87,7 @@ class SweepReport:
             )
         )
 
-    def rows(self, step: int, *, fit_range: tuple[int, int] = (11, 100)) -> tuple[TraceRow, ...]:
+    def rows(self, step: int, *, fit_range: FitRange = (11, 100)) -> tuple[TraceRow, ...]:
         """The report of one checkpoint, as `trace` gives it; a step without one is an InputError."""
         if step not in self.moments:
             raise InputError("step", step, f"one of {', '.join(map(str, sorted(self.moments))) or 'none'}")

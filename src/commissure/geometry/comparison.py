@@ -20,7 +20,8 @@ __all__ = ["GeometryChange", "compare"]
 
 @dataclass(frozen=True)
 class GeometryChange:
-    """One site, pooling and frame in both reports; `alpha` is None where either has none.
+    """One site, pooling and frame in both reports; `alpha` is None where either has none, or another
+    window.
 
     `change`: of log RankMe; `ratio` its exponential; `stderr` of the change, nan without folds.
     """
@@ -44,7 +45,7 @@ class GeometryChange:
 def compare(before: Sequence[TraceRow], after: Sequence[TraceRow]) -> tuple[GeometryChange, ...]:
     """Changes of what both reports hold, in the order of `before`.
 
-    Other numbers of samples, widths or alpha windows, or nothing in common: `InputError`.
+    Other numbers of samples or widths, or nothing in common: `InputError`.
 
     >>> def row(rank: float) -> TraceRow:
     ...     return TraceRow("norm", "last", "raw", 99, 8, rank, 0.1, None, None, rank, 2.0, 0.5, 1.0, (1, 4))
@@ -66,7 +67,7 @@ def _key(row: TraceRow) -> tuple[str, Pooling, TraceFrame]:
 
 
 def _change(before: TraceRow, after: TraceRow) -> GeometryChange:
-    for name in ("n_samples", "dim", "alpha_window"):
+    for name in ("n_samples", "dim"):
         if getattr(before, name) != getattr(after, name):
             raise InputError(
                 f"{name} of {before.site}", getattr(after, name), f"{getattr(before, name)}, as in the other report"
@@ -82,5 +83,11 @@ def _change(before: TraceRow, after: TraceRow) -> GeometryChange:
         error,
         after.participation_ratio / before.participation_ratio,
         after.top_share - before.top_share,
-        None if before.alpha is None or after.alpha is None else after.alpha - before.alpha,
+        _alpha(before, after),
     )
+
+
+def _alpha(before: TraceRow, after: TraceRow) -> float | None:
+    if before.alpha is None or after.alpha is None or before.alpha_window != after.alpha_window:
+        return None
+    return after.alpha - before.alpha

@@ -17,12 +17,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from commissure.core.errors import DegenerateError, InputError
-from commissure.core.moments import Moments, leave_one_out, measure_folds, merge
+from commissure.core.moments import Moments, leave_one_out, measure, merge
 from commissure.geometry.spectra import FewSamplesWarning, Frame, Rows, Spectrum, in_frame, rows_of, spectrum
 
 __all__ = ["Estimate", "estimate", "folds_of"]
@@ -41,13 +40,14 @@ def folds_of(
 ) -> tuple[Moments, ...]:
     """Moments of `n_folds` folds of rows, row i in fold i mod n_folds.
 
+    >>> import torch
     >>> [fold.n_samples for fold in folds_of(torch.eye(5), n_folds=2)]
     [3, 2]
     """
     if isinstance(n_folds, bool) or not isinstance(n_folds, int | np.integer) or n_folds < 1:
         raise InputError("n_folds", n_folds, "an integer >= 1")
     rows = in_frame(rows_of(x, mask=mask), frame)
-    return measure_folds(rows, torch.arange(len(rows), device=rows.device) % n_folds, int(n_folds))
+    return tuple(measure(rows[k::n_folds]) for k in range(n_folds))
 
 
 def estimate(
@@ -62,6 +62,7 @@ def estimate(
     `correction="half"` needs two folds at least and, in each half, as many rows as components: else
     `DegenerateError`.
 
+    >>> import torch
     >>> from commissure.geometry.effective_rank import rankme
     >>> rows = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
     >>> found = estimate(rankme, folds_of(rows), correction="half")

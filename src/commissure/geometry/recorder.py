@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from commissure.core.errors import BackendMissing, InputError
 from commissure.core.rng import isolated
+from commissure.geometry.power_law import FitRange
 from commissure.geometry.tracing import Pooling, Trace, TraceFrame, trace
 from commissure.geometry.trajectory import Trajectory, TrajectoryRow
 
@@ -66,7 +67,7 @@ class GeometryRecorder:
         frames: Sequence[TraceFrame] = ("raw", "unit"),
         n_folds: int = 16,
         skip: int = 0,
-        fit_range: tuple[int, int] = (11, 100),
+        fit_range: FitRange = (11, 100),
         forward: Callable[[nn.Module, Any], object] | None = None,
     ) -> None:
         if iter(batches) is batches:

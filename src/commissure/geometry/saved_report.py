@@ -66,10 +66,12 @@ def _row(i: int, given: Any) -> TrajectoryRow:
         kind = "int" if name == "step" else str(_FIELDS[name].type)
         if not _fits(value, kind):
             raise InputError(f"rows[{i}].{name}", value, kind)
+    if values["alpha_window"] is not None:
+        values["alpha_window"] = tuple(values["alpha_window"])
     for name in values:
         if _FIELDS[name].type == "float" and values[name] is None:
             values[name] = math.nan
-    return TrajectoryRow(step, TraceRow(**{**values, "alpha_window": tuple(values["alpha_window"])}))
+    return TrajectoryRow(step, TraceRow(**values))
 
 
 def _fits(value: Any, kind: str) -> bool:
@@ -79,7 +81,7 @@ def _fits(value: Any, kind: str) -> bool:
     if kind.startswith("float"):
         return value is None or is_whole or isinstance(value, float)
     if kind.startswith("tuple"):
-        return isinstance(value, list) and len(value) == 2 and all(_fits(one, "int") for one in value)
+        return value is None or (isinstance(value, list) and len(value) == 2 and all(_fits(x, "int") for x in value))
     return isinstance(value, str)
 
 

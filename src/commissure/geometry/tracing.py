@@ -41,7 +41,7 @@ from commissure.core.errors import BackendMissing, CommissureWarning, Degenerate
 from commissure.geometry.accumulator import CovarianceAccumulator
 from commissure.geometry.effective_rank import participation_ratio, rankme, stable_rank, top_share
 from commissure.geometry.estimation import Estimate
-from commissure.geometry.power_law import alpha_req
+from commissure.geometry.power_law import FitRange, alpha_req
 from commissure.geometry.spectra import Spectrum
 
 __all__ = ["POOLINGS", "MissingMaskWarning", "Pooling", "Trace", "TraceRow", "pool", "trace", "trace_row"]
@@ -63,7 +63,8 @@ class TraceRow:
     `rankme_stderr`: jackknife over folds (nan with one).  `rankme_corrected`: for few samples; None with one fold or
     fewer samples a half than components.  `rankme_without_top`: the 10 largest eigenvalues left out, None below 20
     components: a fall of `rankme` that this one does not show is one of a few directions.  `alpha` on ranks
-    `alpha_window`, None where the spectrum is shorter.
+    `alpha_window`, None where the spectrum is shorter, or too much of it noise for an automatic window; then that is
+    None too.
     """
 
     site: str
@@ -79,7 +80,7 @@ class TraceRow:
     stable_rank: float
     top_share: float
     alpha: float | None
-    alpha_window: tuple[int, int]
+    alpha_window: tuple[int, int] | None
 
 
 def trace(
@@ -150,13 +151,13 @@ class Trace:
             self._hooks.pop().remove()
         self._seen = None
 
-    def report(self, *, fit_range: tuple[int, int] = (11, 100)) -> tuple[TraceRow, ...]:
+    def report(self, *, fit_range: FitRange = (11, 100)) -> tuple[TraceRow, ...]:
         """One row a site, pooling and frame, in this order; nothing traced yet: `DegenerateError`."""
         if not self.accumulators:
             raise DegenerateError("no forward pass was traced: call the model inside the `with` block")
         return tuple(trace_row(key, acc, fit_range=fit_range) for key, acc in self.accumulators.items())
 
-    def to_frame(self, *, fit_range: tuple[int, int] = (11, 100)) -> Any:
+    def to_frame(self, *, fit_range: FitRange = (11, 100)) -> Any:
         """`report` as a pandas table."""
         try:
             import pandas as pd
@@ -226,10 +227,11 @@ def pool(
         at = places.masked_fill(~keep, -1).amax(1) if pooling == "last" else keep.int().argmax(1)
         return states[rows, at[rows]]
     keep = keep & (keep.cumsum(1) > skip)
+    is_whole = bool(keep.all())  # then nothing is copied
     if pooling == "all":
-        return states[keep]
-    wide = states.double() if states.dtype == torch.float64 else states.float()
-    sums = wide.masked_fill(~keep[..., None], 0).sum(1)
+        return states.flatten(0, 1) if is_whole else states[keep]
+    wide = states if states.dtype == torch.float64 else states.float()
+    sums = (wide if is_whole else wide.masked_fill(~keep[..., None], 0)).sum(1)
     rows = keep.any(1)
     return sums[rows] / keep.sum(1)[rows, None]
 
@@ -262,13 +264,12 @@ def _first_tensor(site: str, output: Any) -> Tensor:
     return output
 
 
-def trace_row(
-    key: tuple[str, Pooling, TraceFrame], acc: CovarianceAccumulator, *, fit_range: tuple[int, int]
-) -> TraceRow:
+def trace_row(key: tuple[str, Pooling, TraceFrame], acc: CovarianceAccumulator, *, fit_range: FitRange) -> TraceRow:
     """The row of one site, pooling and frame; nan where all samples are equal, for a report goes on."""
     found, whole = acc.spectrum(), (acc.n_samples, len(acc.folds[0].mean))
     if not found.values[0] > 0:
-        return TraceRow(*key, *whole, np.nan, np.nan, None, None, np.nan, np.nan, np.nan, None, fit_range)
+        window = None if fit_range == "auto" else fit_range
+        return TraceRow(*key, *whole, np.nan, np.nan, None, None, np.nan, np.nan, np.nan, None, window)
     correctable = len(acc.folds) > 1 and acc.n_samples // 2 >= found.dim
     try:
         estimate = acc.estimate(rankme, correction="half" if correctable else None)
@@ -284,8 +285,7 @@ def trace_row(
         participation_ratio(found),
         stable_rank(found),
         top_share(found),
-        _alpha(found, fit_range),
-        fit_range,
+        *_alpha(found, fit_range),
     )
 
 
@@ -294,7 +294,13 @@ def _without_top(found: Spectrum) -> float | None:
     return rankme(found, drop_top=_TOP) if enough else None
 
 
-def _alpha(found: Spectrum, fit_range: tuple[int, int]) -> float | None:
-    """None where the window leaves the spectrum: a report goes on over sites of all widths."""
+def _alpha(found: Spectrum, fit_range: FitRange) -> tuple[float | None, tuple[int, int] | None]:
+    """Alpha and its window; alpha is None where there is none: a report goes on over sites of all widths."""
+    if fit_range == "auto":
+        try:
+            fit = alpha_req(found, fit_range=fit_range)
+        except DegenerateError:
+            return None, None
+        return fit.alpha, fit.window
     n_positive = int((found.values > np.finfo(np.float64).eps * found.values[0]).sum())
-    return alpha_req(found, fit_range=fit_range).alpha if fit_range[1] <= n_positive else None
+    return alpha_req(found, fit_range=fit_range).alpha if fit_range[1] <= n_positive else None, fit_range
