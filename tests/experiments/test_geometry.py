@@ -81,12 +81,15 @@ def test_the_text_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_toy_passes_and_misses(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(geometry_toy, "quick").verdict == "PASS"
-    monkeypatch.setitem(geometry_toy.RUNS, "clustered", geometry_toy.RUNS["uniform"])
-    assert run(geometry_toy, "quick").verdict == "MISS"
-    monkeypatch.undo()
-    monkeypatch.setitem(geometry_toy.RUNS, "uniform", geometry_toy.RUNS["clustered"])
-    assert run(geometry_toy, "quick").verdict == "MISS"
+    calm = geometry_toy.RUNS["squared"]
+    for clustered, uniform, verdict in (("clustered", "squared", "PASS"), ("squared", "squared", "MISS"),
+                                        ("clustered", "clustered", "MISS")):  # fmt: skip
+        chosen = {name: geometry_toy.RUNS[name] for name in ("clustered", "squared")}
+        others = dict.fromkeys(("iid", "uniform iid", "wide", "long"), calm)
+        runs = {"clustered": chosen[clustered], "uniform": chosen[uniform], "squared": calm, **others}
+        with monkeypatch.context() as patch:
+            patch.setattr(geometry_toy, "RUNS", runs)
+            assert run(geometry_toy, "quick").verdict == verdict
 
 
 def test_three_phases_of_the_toy_are_all_three() -> None:
@@ -97,6 +100,7 @@ def test_three_phases_of_the_toy_are_all_three() -> None:
     for part in (ranks[:, dip:], ranks[:, : peak + 1], ranks[:, : dip + 1], ranks[:, :1]):
         assert geometry_toy.three_phases(part).tolist() == [False]
     assert geometry_toy.falls(ranks[:, dip:]).tolist() == [True]
+    assert geometry_toy.falls(ranks[:, : peak + 1]).tolist() == [False]
 
 
 def test_the_published_curve_passes_and_another_misses(monkeypatch: pytest.MonkeyPatch) -> None:

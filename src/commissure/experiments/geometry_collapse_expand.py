@@ -109,5 +109,5 @@ def _figure(found: dict[str, list[TinyRun]]) -> str:
         for panel, label in ((left, "RankMe after the last norm"), (right, "Spearman with the infinity-gram")):
             panel.set(xscale="log", xlabel="1 + step", ylabel=label)
         left.set_yscale("log")
-        left.legend(loc="lower right")
+        right.legend(loc="upper left", fontsize=9)
         return to_svg(fig, label="RankMe and alignment of tiny language models over training")

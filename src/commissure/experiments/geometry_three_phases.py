@@ -118,7 +118,7 @@ def _figure(found: dict[str, list[TinyRun]]) -> str:
             row[1].sharey(row[0])
         for panel in panels[1]:
             panel.set_xlabel("1 + step")
-        panels[0, 0].legend(loc="lower right", fontsize=9)
+        panels[1, 0].legend(loc="upper left", fontsize=9)
         return to_svg(
             fig, label="RankMe and alpha over training, plain and balanced loss, before and after the last norm"
         )
