@@ -45,7 +45,7 @@ from commissure.geometry.spectra import Spectrum
 __all__ = ["POOLINGS", "Pooling", "Trace", "TraceRow", "pool", "trace"]
 
 Pooling = Literal["last", "first", "mean", "all"]
-POOLINGS = ("last", "first", "mean", "all")
+POOLINGS: tuple[Pooling, ...] = ("last", "first", "mean", "all")
 TraceFrame = Literal["raw", "unit"]
 
 
