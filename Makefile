@@ -29,6 +29,7 @@ bench: $(VENV)/.bench
 	OMP_NUM_THREADS=1 $(BIN)/commissure reservoirs bench
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hmm_oracle.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reservoirs.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/geometry.py
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html

@@ -14,6 +14,7 @@ import torch
 
 from commissure.cli import main
 from commissure.geometry import Spectrum, segment_phases
+from commissure.geometry.bench import BenchRow, Range
 from commissure.geometry.saved_report import plain_row, read_series, read_trajectory, write_report
 from commissure.geometry.show import draw_heat_map, draw_spectra, draw_trajectory, phases_of
 from commissure.geometry.spectra import FewSamplesWarning
@@ -155,6 +156,22 @@ def test_phases_of_a_report_say_what_is_undetermined(saved: Path, capsys: pytest
     shown = capsys.readouterr().out
     assert "undetermined" in shown
     assert "another window" in shown
+
+
+def test_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+
+    def run_bench(*, full: bool, repeats: int) -> tuple[BenchRow, ...]:
+        told.append((full, repeats))
+        return (BenchRow("memory", "SVD each", "50 x 8", "float32", "MB", 2.0, 9.0, Range(4.0, 4.5, 5.0), 1e-7),)
+
+    monkeypatch.setattr("commissure.geometry.bench.run_bench", run_bench)
+    assert run("bench", "--full", "--repeats", 7) == 0
+    assert "4.5 [4, 5]" in capsys.readouterr().out
+    assert run("bench", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["ratio"] == {"low": 4.0, "median": 4.5, "high": 5.0}
+    assert told == [(True, 7), (False, 3)]
+    assert run("bench", "--repeats", 0) == 2
 
 
 def test_nan_is_null_in_a_report(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 # Of a block of the Gram: products near full speed, and the centered copy of the rows stays small.
-_ROWS, _COLUMNS = 2048, 256
+_ROWS, _COLUMNS = 1024, 256
 
 
 class Moments(NamedTuple):

@@ -37,6 +37,7 @@ Window = Annotated[tuple[Whole, Whole], Parameter(help="Ranks to fit alpha on, f
 Figure = Annotated[Path | None, Parameter(help="Figure to write (.svg).")]
 Report = Annotated[Path | None, Parameter(help="Report to write (.json).")]
 
+_MOST_TURNS = 10**4
 _BLOCKS = ("layers.*", "h.*", "encoder.layer.*", "decoder.layers.*", "blocks.*", "block.*")
 _NORMS = ("norm", "ln_f", "final_layer_norm", "decoder.final_layer_norm", "norm_f")
 
@@ -179,6 +180,33 @@ def phases(
         _print(f"{phase.kind:20} {phase.start:12g} {phase.stop:12g}  {ratio:>10}  {low:g} to {high:g}")
     if any(phase.kind == "undetermined" for phase in found):
         _print("\nundetermined: alpha moves with the rank, not against it; try another window of ranks")
+
+
+@app.command
+def bench(*, full: Flag = False, repeats: Whole = 3, as_json: Json = False) -> None:
+    """Time metrics, tracing and segmentation against other ways to do them; print ratios with their ranges.
+
+    Parameters
+    ----------
+    full
+        20,000 rows of 2,048 components too, which takes some ten minutes.
+    repeats
+        Turns of each contender.
+    """
+    from commissure.geometry.bench import run_bench
+
+    if not 1 <= repeats <= _MOST_TURNS:
+        raise InputError("repeats", repeats, f"an integer from 1 to {_MOST_TURNS}")
+    rows = run_bench(full=full, repeats=repeats)
+    if as_json:
+        _print(json.dumps({"rows": [asdict(row) for row in rows]}))
+        return
+    _print(f"{'part':15} {'size':16} {'dtype':8} {'ours':>12}  {'rival':24} {'ratio':>22} {'differs by':>11}")
+    for row in rows:
+        ratio = f"{row.ratio.median:.3g} [{row.ratio.low:.3g}, {row.ratio.high:.3g}]"
+        _print(f"{row.part:15} {row.size:16} {row.dtype:8} {row.ours:9.4g} {row.unit:2}  {row.rival:24} {ratio:>22} "
+               f"{row.difference:11.0e}")  # fmt: skip
+    _print("\nratio: the rival's over ours (RankMe + alpha, memory, phases); over the forward pass alone (trace)")
 
 
 @app.command

@@ -18,7 +18,7 @@ once.  scikit-learn itself is not imported.  Interface: Buitinck et al., arXiv 1
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -35,6 +35,9 @@ from commissure.geometry.spectra import Spectrum, rows_of, spectrum
 __all__ = ["AlphaReQ", "ParticipationRatio", "RankMe", "TwoNN"]
 
 Samples = Float[Tensor, "samples dim"] | ArrayLike
+# Not typing.Self, which the run-time check of signatures cannot read.
+Own = TypeVar("Own", bound="_Estimator")
+OwnSpectral = TypeVar("OwnSpectral", bound="_OfSpectrum")
 
 
 class _NotFitted(NotFittedError, AttributeError):
@@ -48,7 +51,7 @@ class _Estimator:
         """The arguments it was made with, by name."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
-    def set_params(self, **parameters: Any) -> Self:
+    def set_params(self: Own, **parameters: Any) -> Own:
         """Change arguments; what is fitted already stays as it is until the next fit."""
         known = self.get_params()
         for name, value in parameters.items():
@@ -73,13 +76,13 @@ class _OfSpectrum(_Estimator):
     _moments: Moments | None = None
     _fitted: tuple[Spectrum, float] | None = None
 
-    def fit(self, x: Samples, y: None = None) -> Self:
+    def fit(self: OwnSpectral, x: Samples, y: None = None) -> OwnSpectral:
         """From these rows (samples, dim) alone; `y` is ignored, as in any pipeline."""
         self._moments = None
         self.partial_fit(x)._fit()
         return self
 
-    def partial_fit(self, x: Samples, y: None = None) -> Self:
+    def partial_fit(self: OwnSpectral, x: Samples, y: None = None) -> OwnSpectral:
         """From these rows and all before them; the metric itself is computed when asked for."""
         rows = _rows(x)
         self._moments = measure(rows) if self._moments is None else update(self._moments, rows)
@@ -181,7 +184,7 @@ class TwoNN(_Estimator):
     def __init__(self, *, discard: float | None = None) -> None:
         self.discard = discard
 
-    def fit(self, x: Samples, y: None = None) -> Self:
+    def fit(self, x: Samples, y: None = None) -> TwoNN:
         """From rows (samples, dim); `y` is ignored, as in any pipeline."""
         rows = _rows(x)
         self._dimension = two_nn(rows, discard=self.discard)

@@ -9,6 +9,12 @@
 | "unit"       | every row scaled to length 1: directions alone, no row weighs more than another                   |
 | "sign"       | rows centered, then scaled to length 1: directions of the deviations from the mean                |
 
+Metrics take rows, moments or a spectrum.  Nearly all the time is in the spectrum: for more than one metric of the same
+rows take it once and pass it on.
+
+    found = spectrum(x)
+    rankme(found), participation_ratio(found), alpha_req(found)
+
 Only the min(N, dim) eigenvalues that can differ from zero are kept; with fewer rows than components they come from the
 N x N Gram matrix of the rows.  Eigenvalues are float64; the Gram matrix has the precision of `core.moments`, so that of
 float32 rows those below about 1e-6 of the largest are rounding.
@@ -22,6 +28,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy.linalg
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
@@ -147,8 +154,7 @@ def _of_moments(moments: Moments, center: bool) -> Spectrum:
     scatter = moments.scatter
     if not center:
         scatter = scatter + n * torch.outer(moments.mean, moments.mean)
-    values = torch.linalg.eigvalsh(scatter) / (n - center)
-    return Spectrum(_clean(values)[: min(n, dim)], n, dim, center)
+    return Spectrum(_eigenvalues(scatter, n - center)[: min(n, dim)], n, dim, center)
 
 
 def _dual(rows: Float[Tensor, "samples dim"], center: bool) -> Spectrum:
@@ -157,7 +163,7 @@ def _dual(rows: Float[Tensor, "samples dim"], center: bool) -> Spectrum:
     if center:
         rows = rows - rows.mean(0)
     gram = (rows @ rows.T).double()
-    return Spectrum(_clean(torch.linalg.eigvalsh(gram / (n - center))), n, dim, center)
+    return Spectrum(_eigenvalues(gram, n - center), n, dim, center)
 
 
 def _check_count(n: int, center: bool) -> None:
@@ -165,9 +171,13 @@ def _check_count(n: int, center: bool) -> None:
         raise DegenerateError(f"{n} rows have no covariance: at least {1 + center} are needed")
 
 
-def _clean(ascending: Float64[Tensor, " rank"]) -> Float64[np.ndarray, " rank"]:
+def _eigenvalues(scatter: Float64[Tensor, "rank rank"], divisor: int) -> Float64[np.ndarray, " rank"]:
     """In descending order, rounding below zero put to zero."""
-    values = ascending.cpu().numpy()[::-1].copy()
+    if scatter.device.type != "cpu":
+        ascending = torch.linalg.eigvalsh(scatter).cpu().numpy()
+    else:  # scipy's LAPACK: on an AMD processor 1.6 times as fast as torch's at 1,024 and no slower at others
+        ascending = scipy.linalg.eigh(scatter.numpy(), eigvals_only=True, driver="evd")
+    values = ascending[::-1] / divisor
     if values[-1] < -_ROUNDING * max(values[0], 0.0):
         raise InputError("data", float(values[-1]), "a covariance: no eigenvalue below zero")
     return np.maximum(values, 0.0)

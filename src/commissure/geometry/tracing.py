@@ -47,7 +47,7 @@ from commissure.geometry.spectra import Spectrum
 __all__ = ["POOLINGS", "MissingMaskWarning", "Pooling", "Trace", "TraceRow", "pool", "trace", "trace_row"]
 
 Pooling = Literal["last", "first", "mean", "all"]
-POOLINGS = ("last", "first", "mean", "all")
+POOLINGS: tuple[Pooling, ...] = ("last", "first", "mean", "all")
 TraceFrame = Literal["raw", "unit"]
 _TOP = 10  # late falls of the rank lie in the 10 to 30 largest directions
 
