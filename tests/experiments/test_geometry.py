@@ -206,6 +206,7 @@ def test_collapse_expansion_and_alignment_are_judged(
 
 
 def test_speed_shows_every_row_and_misses_where_the_rival_is_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geometry_speed, "CHECKPOINTS", 60)
     outcome = run(geometry_speed)
     assert (outcome.verdict, outcome.n_seeds) == ("NOT CLAIMED", 1)
     monkeypatch.setattr(geometry_speed, "_SIZES", {"quick": (300, 128, 3)})
