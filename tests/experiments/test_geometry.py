@@ -23,7 +23,7 @@ from commissure.experiments import (
     geometry_toy,
 )
 from commissure.experiments.claims import CLAIMS, Budget, Context, Outcome
-from commissure.geometry.bench import ours
+from commissure.geometry.bench import BenchRow, Range
 from commissure.geometry.phases import segment_phases
 from commissure.geometry.tiny import TinyRun, TinySetting
 from commissure.geometry.toy import run_toy
@@ -210,12 +210,24 @@ def test_speed_shows_every_row_and_misses_where_the_rival_is_as_fast(monkeypatch
     outcome = run(geometry_speed)
     assert (outcome.verdict, outcome.n_seeds) == ("NOT CLAIMED", 1)
     monkeypatch.setattr(geometry_speed, "_SIZES", {"quick": (300, 128, 3)})
-    monkeypatch.setattr(geometry_speed, "RIVALS", {"ours again": ours})
-    outcome = run(geometry_speed, "quick")
-    assert outcome.verdict == "MISS"
-    values = {row.key: row for row in outcome.rows}
-    assert values["difference"].value == 0
-    assert values["phases"].low <= values["phases"].value <= values["phases"].high
+    verdicts = {}
+    for ratio, off in ((10.0, 1e-7), (3.0, 1e-7), (10.0, 1e-3)):
+
+        def rows(
+            *_: object, dtype: torch.dtype, ratio: float = ratio, off: float = off, **__: object
+        ) -> list[BenchRow]:
+            kind, turns = str(dtype).removeprefix("torch."), Range(ratio - 1, ratio, ratio + 1)
+            return [
+                BenchRow(part, "SVD each", "300 x 128", kind, unit, 1.0, ratio, turns, off)
+                for part, unit in (("RankMe + alpha", "s"), ("memory", "MB"))
+            ]
+
+        monkeypatch.setattr(geometry_speed, "bench_metrics", rows)
+        outcome = run(geometry_speed, "quick")
+        verdicts[ratio, off] = outcome.verdict
+        (phases,) = (row for row in outcome.rows if row.key == "phases")
+        assert phases.low <= phases.value <= phases.high
+    assert verdicts == {(10.0, 1e-7): "PASS", (3.0, 1e-7): "MISS", (10.0, 1e-3): "MISS"}
 
 
 def test_a_real_model_is_traced_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
