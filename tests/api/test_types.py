@@ -37,6 +37,7 @@ def _main() -> None:
         import commissure.decode
         import commissure.native.possm
         import commissure.nn  # noqa: F401
+        from commissure.geometry import Trajectory  # noqa: F401 (loads every module)
         from commissure.mesa import inspect, set_test_time_compute, to_fla  # noqa: F401 (names load on first use)
         from commissure.metahmm import Trained, bench, fit, show  # noqa: F401 (Trained loads every module)
         from commissure.reservoirs import Sweep, capacity, nir, ranks, timescales  # noqa: F401 (likewise)
@@ -263,6 +264,10 @@ def _geometry() -> None:
         metric(rows.numpy())
     geometry.renyi_rank(geometry.spectrum(rows, frame="unit"), order=3)
     geometry.alpha_req(rows, fit_range=(1, 5))
+    geometry.AlphaReQ(fit_range="auto").fit(torch.diag(1 / torch.arange(1.0, 40)))
+    geometry.RankMe().partial_fit(rows.tolist()).partial_fit(rows.numpy())
+    geometry.ParticipationRatio(unbiased=True).fit(rows)
+    geometry.TwoNN().fit(rows)
     geometry.estimate(geometry.rankme, geometry.folds_of(rows, n_folds=4), correction="half")
     geometry.linear_cka(rows, rows[:, :2])
     geometry.principal_angles(pair_moments(rows, rows), dim=5, k=2)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from commissure.core.errors import DegenerateError, InputError
@@ -22,8 +22,10 @@ from commissure.geometry.spectra import Rows, rows_of
 
 __all__ = ["linear_cka", "pair_moments", "principal_angles"]
 
+Others = Float[Tensor, "samples other"] | Float[np.ndarray, "samples other"]  # of a width of their own
 
-def pair_moments(x: Rows, y: Rows) -> Moments:
+
+def pair_moments(x: Rows, y: Others) -> Moments:
     """Moments of [x, y]; merge those of many blocks with `core.moments.merge`.
 
     >>> pair_moments(torch.eye(3), torch.eye(3)).n_samples
@@ -35,7 +37,7 @@ def pair_moments(x: Rows, y: Rows) -> Moments:
     return measure(torch.cat([a, b], 1))
 
 
-def linear_cka(x: Rows | Moments, y: Rows | None = None, *, dim: int | None = None) -> float:
+def linear_cka(x: Rows | Moments, y: Others | None = None, *, dim: int | None = None) -> float:
     """Centered kernel alignment of linear kernels, 0 to 1, of rows x and y or of their `pair_moments` (x: `dim` wide).
 
     A representation without variance: `DegenerateError`.
@@ -52,7 +54,7 @@ def linear_cka(x: Rows | Moments, y: Rows | None = None, *, dim: int | None = No
 
 
 def principal_angles(
-    x: Rows | Moments, y: Rows | None = None, *, k: int, dim: int | None = None
+    x: Rows | Moments, y: Others | None = None, *, k: int, dim: int | None = None
 ) -> Float64[np.ndarray, " k"]:
     """Angles (radians, ascending) between the subspaces of the top `k` directions of x and of y, of one width.
 
@@ -72,7 +74,7 @@ def principal_angles(
     return torch.where(cosines > 0.5**0.5, sines.asin(), cosines.acos()).cpu().numpy()
 
 
-def _blocks(x: Rows | Moments, y: Rows | None, dim: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def _blocks(x: Rows | Moments, y: Others | None, dim: int | None) -> tuple[Tensor, Tensor, Tensor]:
     if isinstance(x, Moments):
         if y is not None or dim is None or not 1 <= dim < len(x.mean):
             raise InputError("dim", dim, f"the width of x, 1 to {len(x.mean) - 1}, with moments alone")
