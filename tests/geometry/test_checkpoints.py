@@ -406,3 +406,18 @@ def test_the_digest_tells_batches_apart() -> None:
     assert len({module._content(one) for one in different}) == len(different)
     assert module._content({"a": 1, "b": x}) == module._content({"b": x.clone(), "a": 1})
     assert module._content(x.numpy()) != module._content(x + 1)
+
+
+def test_threads_of_the_caller_change_nothing(log: Path) -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def load(revision: str) -> nn.Module:
+        seen.append(torch.get_num_threads())
+        return Logged(str(log))(revision)
+
+    try:
+        torch.set_num_threads(2)
+        sweep(log, load=load).run(workers=0)
+        assert (seen, torch.get_num_threads()) == ([1, 1, 1], 2)
+    finally:
+        torch.set_num_threads(before)
