@@ -113,7 +113,7 @@ class CheckpointSweep:
     `checkpoints`: training step -> revision, in what words `load(revision) -> model` understands.  A loader with a
     method `identity(revision) -> str` says itself when two checkpoints are the same; others are told apart by what they
     are pickled to.  `batches`, `forward`: as `GeometryRecorder` takes them.  Whatever other processes are to run must
-    be picklable.
+    be picklable, and a loader in threads must not draw from torch's global generator, which they share.
 
     >>> def load(revision: str) -> nn.Module:
     ...     return nn.Sequential(nn.Linear(2, 2)).requires_grad_(False)

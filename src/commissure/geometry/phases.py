@@ -229,7 +229,9 @@ def _disagrees(series: _Series, at: slice, sign: int) -> bool:
     scatter = _scatter(np.log1p(series.steps[known]), series.alpha[known])
     moves = series.alpha[at][known[at]]
     half = len(moves) // 2
-    return half > 0 and sign * (moves[-half:].mean() - moves[:half].mean()) > 2 * scatter * (2 / half) ** 0.5
+    if not half:
+        return False
+    return bool(sign * (moves[-half:].mean() - moves[:half].mean()) > 2 * scatter * (2 / half) ** 0.5)
 
 
 def scatter(steps: ArrayLike, ranks: ArrayLike) -> float:
