@@ -40,6 +40,7 @@ def folds_of(
 ) -> tuple[Moments, ...]:
     """Moments of `n_folds` folds of rows, row i in fold i mod n_folds.
 
+    >>> import torch
     >>> [fold.n_samples for fold in folds_of(torch.eye(5), n_folds=2)]
     [3, 2]
     """
@@ -61,6 +62,7 @@ def estimate(
     `correction="half"` needs two folds at least and, in each half, as many rows as components: else
     `DegenerateError`.
 
+    >>> import torch
     >>> from commissure.geometry.effective_rank import rankme
     >>> rows = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
     >>> found = estimate(rankme, folds_of(rows), correction="half")
