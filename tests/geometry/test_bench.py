@@ -106,8 +106,9 @@ def test_rows_of_the_phases() -> None:
 def test_the_plain_program_has_our_turns(n: int) -> None:
     pytest.importorskip("sklearn")
     steps, ranks, stderr = bench.noisy_series(n)
-    for y in (ranks, 1 / ranks, np.sort(ranks), ranks * np.exp(np.sin(steps / 2e3))):
-        series = steps, y, stderr / ranks * y
+    noise = 10 * np.exp(0.03 * np.random.default_rng(n).normal(size=n))
+    for y in (ranks, 1 / ranks, np.sort(ranks), ranks * np.exp(np.sin(steps / 2e3)), noise):
+        series = steps, y, stderr / ranks * y * (1 + np.arange(n) % 3)
         assert bench.plain_turns(*series) == bench._turns(*series)
     assert len(bench.plain_turns(steps, ranks, stderr)) == 2
 
