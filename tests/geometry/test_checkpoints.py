@@ -375,7 +375,8 @@ def test_texts_become_batches() -> None:
 def test_bad_input_is_named(log: Path, store: RunStore) -> None:
     for name, value in (
         ("checkpoints", {}), ("checkpoints", {-1: "a"}), ("checkpoints", {True: "a"}), ("checkpoints", {0: 3}),
-        ("load", "model"), ("batches", []), ("batches", iter(batches())),
+        ("load", "model"), ("batches", []), ("batches", iter(batches())), ("sites", []), ("sites", "0"),
+        ("pooling", []), ("pooling", "last"), ("frames", ["sign"]), ("n_folds", 0), ("skip", -1),
     ):  # fmt: skip
         with pytest.raises(InputError, match=name):
             sweep(log, **{name: value})

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from commissure.cli import main
-from commissure.geometry import Spectrum, segment_phases
+from commissure.geometry import segment_phases
 from commissure.geometry.bench import BenchRow, Range
 from commissure.geometry.saved_report import plain_row, read_series, read_trajectory, write_report
-from commissure.geometry.show import draw_heat_map, draw_spectra, draw_trajectory, phases_of
+from commissure.geometry.show import phases_of
 from commissure.geometry.spectra import FewSamplesWarning
 from commissure.geometry.tracing import TraceRow
 from commissure.geometry.trajectory import Trajectory, TrajectoryRow
@@ -60,12 +60,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({**letters, "<unk>": 27, "<end>": 28}, "<unk>"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>")
-    for step in (0, 10):
+    for step in (0, 10, 20):
         torch.manual_seed(step)
         config = transformers.GPT2Config(n_layer=2, n_embd=12, n_head=2, vocab_size=29, n_positions=32)
         transformers.GPT2LMHeadModel(config).save_pretrained(place / "m" / f"step{step}")
     wrapped.save_pretrained(place / "m" / "step0")
+    wrapped.save_pretrained(place / "m" / "step20")
     (place / "m" / "broken").mkdir()
+    weights = place / "m" / "step20" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    (place / "m" / "pickled").mkdir()
+    torch.save({}, place / "m" / "pickled" / "pytorch_model.bin")
+    (place / "m" / "pickled" / "config.json").write_bytes((place / "m" / "step0" / "config.json").read_bytes())
     drawn = np.random.default_rng(0).integers(97, 123, (60, 20))
     (place / "text.txt").write_text("\n".join("".join(map(chr, row)) for row in drawn))
     return place
@@ -104,6 +110,46 @@ def test_trace_and_what_follows(
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [one["step"] for one in told["failed"]] == [5, 7]
     assert len(told["rows"]) == 12
+
+
+def test_broken_checkpoints_do_not_stop_others_wherever_they_stand(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["trace", folder / "m", "--text", folder / "text.txt", "--fit-range", "auto", "--revisions"]
+    assert run(*command, "5=absent", "20=step20", "7=broken", "9=pickled", "0=step0", "--out", "x.json") == 3
+    shown = capsys.readouterr().out
+    assert [line.split(":")[0] for line in shown.splitlines()[-4:]] == ["step 5", "step 7", "step 9", "step 20"]
+    assert {row["step"] for row in json.loads(Path("x.json").read_text())["rows"]} == {0}
+    assert run(*command, "20=step20", "9=pickled") == 3, "none can be looked at"
+    assert "step 20: step20 failed: SafetensorError" in capsys.readouterr().out
+    assert run("trace", folder / "m" / "step20", "--text", folder / "text.txt") == 3
+    assert run(*command, "9=absent") == 2
+    assert "step0" in capsys.readouterr().err, "what there is"
+
+
+@pytest.mark.parametrize(("folds", "said"), [(1, "neither errors"), (2, "2 folds are rough"), (16, "")])
+def test_how_sure_errors_are(
+    folds: int, said: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    model = folder / "m" / "step0"
+    assert run("trace", model, "--text", folder / "text.txt", "--folds", folds, "--sites", "ln_f") == 0
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert (" fold" in shown) == bool(said)
+
+
+def test_show_says_what_it_drew(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("show", saved, "--out", tmp_path / "a.svg", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["sites"] == ["norm"]
+    assert told["steps"] == list(STEPS)
+    assert run("show", saved, "--out", tmp_path / "b.svg", "--kind", "layers") == 0
+    assert "layers of h.0, norm, 11 steps" in capsys.readouterr().out
+    assert is_figure(tmp_path / "a.svg")
+    assert is_figure(tmp_path / "b.svg")
 
 
 def test_one_model_by_its_sites(
@@ -204,28 +250,6 @@ def test_errors_and_jumps_both_count() -> None:
     assert [phase.kind for phase in phases_of(series)] == [phase.kind for phase in jumps]
 
 
-def test_figures_show_what_they_are_given() -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure()
-    series = report().series("norm")
-    draw_trajectory(figure, {"norm": series, "again": series})
-    upper, lower = figure.axes
-    np.testing.assert_array_equal(upper.lines[0].get_ydata(), series.ranks)
-    np.testing.assert_array_equal(lower.lines[1].get_ydata(), series.alpha)
-    assert len(upper.patches) == 3
-    figure = Figure()
-    draw_heat_map(figure, report())
-    (mesh,) = figure.axes[0].collections
-    np.testing.assert_array_equal(mesh.get_array()[1], np.array(RANKS) + 1)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["h.0", "norm"]
-    figure = Figure()
-    spectra = {step: Spectrum.of(np.arange(1.0, 9) ** -k) for k, step in enumerate((0, 10, 100))}
-    draw_spectra(figure, spectra)
-    for line, one in zip(figure.axes[0].lines, spectra.values(), strict=True):
-        np.testing.assert_allclose(line.get_ydata(), one.shares)
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -260,6 +284,7 @@ def test_bad_input_is_named(
     monkeypatch.chdir(tmp_path)
     model, text = folder / "m" / "step0", ("--text", folder / "text.txt")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "blank.txt").write_text("\n \n")
     (tmp_path / "void.csv").write_text("step,rankme\n")
     (tmp_path / "words.csv").write_text("step,rankme\n1,many\n")
     for arguments, said in (
@@ -272,6 +297,16 @@ def test_bad_input_is_named(
         (("trace", model, *text, "--n", 0), "n = 0"),
         (("trace", model, *text, "--max-length", 1), "max_length"),
         (("trace", model, *text, "--folds", 2.5), "integer"),
+        (("trace", model, *text, "--folds", 0), "folds = 0"),
+        (("trace", model, *text, "--skip", -1), "skip = -1"),
+        (("trace", model, *text, "--pooling"), "pooling = ()"),
+        (("trace", model, *text, "--sites", "h.7"), "close: h.1"),
+        (("trace", "absent", "--text", "absent.txt", "--fit-range", 6, 1), "1 <= first < last"),
+        (("trace", model, *text, "--fit-range", "most"), "two ranks"),
+        (("trace", model, *text, "--n", 1), "2 sequences"),
+        (("trace", model, "--text", "blank.txt"), "text = 0"),
+        (("trace", folder / "m", *text), "--revisions 0=step0"),
+        (("trace", folder / "m" / "pickled", *text), "safetensors"),
         (("trace", model, *text, "--workers", -1), "workers"),
         (("trace", model, *text, "--out", "x.txt"), ".json"),
         (("trace", model, *text, "--out", "absent/x.json"), "out"),

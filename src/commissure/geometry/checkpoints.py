@@ -42,7 +42,7 @@ from commissure.geometry.accumulator import CovarianceAccumulator
 from commissure.geometry.power_law import FitRange
 from commissure.geometry.recorder import look_at
 from commissure.geometry.spectra import Spectrum
-from commissure.geometry.tracing import Pooling, TraceFrame, TraceRow, trace_row
+from commissure.geometry.tracing import Pooling, TraceFrame, TraceRow, check_settings, trace_row
 from commissure.geometry.trajectory import Trajectory, TrajectoryRow
 from commissure.runs import Migration, Run, RunStore, check_workers, finished, one_thread, source_digest, sweep_bar
 
@@ -145,6 +145,9 @@ class CheckpointSweep:
             raise InputError("load", self.load, "a function from a revision to a model")
         if not isinstance(self.batches, Sequence) or isinstance(self.batches, str) or not len(self.batches):
             raise InputError("batches", type(self.batches).__name__, "a list of batches, one at least")
+        if isinstance(self.sites, str) or not self.sites:
+            raise InputError("sites", self.sites, "a list of names or patterns of modules")
+        check_settings(self.pooling, self.frames, self.n_folds, self.skip)
 
     def run(
         self,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,17 +30,20 @@ Several = Parameter(consume_multiple=True, negative="")
 # Copies of what the modules have: importing them takes torch, hence seconds, also for --help.
 Pooling = Literal["last", "first", "mean", "all"]
 Poolings = Annotated[tuple[Pooling, ...], Several, Parameter(help="Which tokens are samples.")]
-Sites = Annotated[tuple[str, ...], Several, Parameter(help="Names or patterns of modules; default blocks, last norm.")]
+Sites = Annotated[tuple[str, ...], Several, Parameter(help="Names or patterns of modules; default blocks, last norms.")]
 Revisions = Annotated[
     tuple[str, ...], Several, Parameter(help="STEP=NAME of checkpoints: subfolders of a folder, revisions at a hub.")
 ]
-Window = Annotated[tuple[Whole, Whole], Parameter(help="Ranks to fit alpha on, from 1, both included.")]
+Window = Annotated[
+    tuple[str, ...], Several, Parameter(help="Ranks to fit alpha on, first and last, or auto: to where noise begins.")
+]
 Figure = Annotated[Path | None, Parameter(help="Figure to write (.svg).")]
 Report = Annotated[Path | None, Parameter(help="Report to write (.json).")]
 
 _MOST_TURNS = 10**4
-_BLOCKS = ("layers.*", "h.*", "encoder.layer.*", "decoder.layers.*", "blocks.*", "block.*")
-_NORMS = ("norm", "ln_f", "final_layer_norm", "decoder.final_layer_norm", "norm_f")
+_ROUGH = 8  # folds; with fewer an error is known to within a factor of 1.3 or worse
+# What an option is called in the functions that read it.
+_OPTIONS = {"n_folds": "folds", "texts": "text"}
 
 
 @app.command
@@ -57,7 +61,7 @@ def trace(
     batch_size: Whole = 32,
     folds: Whole = 2,
     skip: Whole = 0,
-    fit_range: Window = (11, 100),
+    fit_range: Window = ("11", "100"),
     workers: Annotated[Whole | None, Parameter(help="Processes, 0: none but this one.")] = 0,
     out: Report = None,
     as_json: Json = False,
@@ -90,32 +94,29 @@ def trace(
     from commissure.runs import RunStore
 
     _check_out(out, ".json")
-    checkpoints = _checkpoints(model, revisions)
-    tokenizer = _tokenizer(model, checkpoints)
-    batches = text_batches(
-        _texts(text), tokenizer, n=n, min_length=min_length, max_length=max_length, batch_size=batch_size
-    )
-    load = PretrainedCheckpoints(model)
-    sweep = CheckpointSweep(
-        checkpoints=checkpoints,
-        load=load,
-        batches=batches,
-        sites=sites or _default_sites(load, next(iter(checkpoints.values()))),
-        pooling=pooling,
-        n_folds=folds,
-        skip=skip,
-    )
+    window, checkpoints = _window(fit_range), _checkpoints(model, revisions)
+    lines, load = _texts(text), PretrainedCheckpoints(model)
+    tokenizer, found_sites = _opened(load, list(checkpoints.values()), sites)
+    with _named_as_options():
+        batches = text_batches(
+            lines, tokenizer, n=n, min_length=min_length, max_length=max_length, batch_size=batch_size
+        )
+        sweep = CheckpointSweep(checkpoints=checkpoints, load=load, batches=batches, sites=found_sites,
+                                pooling=pooling, n_folds=folds, skip=skip)  # fmt: skip
+    sequences = sum(len(batch["input_ids"]) for batch in batches)
+    if sequences < 2 and set(pooling) != {"all"}:
+        raise InputError("text", text, f"2 sequences of {min_length} tokens at least", "one a line; see --n")
     with RunStore() as store:
         found = sweep.run(store=store, workers=workers)
-        rows = [plain_row(row) for row in found.trajectory_of(fit_range=fit_range).rows]
-    about = {"model": model, "text": text, "sequences": sum(len(batch["input_ids"]) for batch in batches)}
+        rows = [plain_row(row) for row in found.trajectory_of(fit_range=window).rows]
+    about = {"model": model, "text": text, "sequences": sequences}
     told = {**about, "rows": rows, "failed": [one._asdict() for one in found.failed], "missing": found.missing}
     if out is not None:
         write_report(out, told)
     if as_json:
         _print(json.dumps(told))
     else:
-        _print_rows(rows, several=len(checkpoints) > 1)
+        _print_rows(rows, several=len(checkpoints) > 1, folds=folds)
         for one in found.failed:
             _print(f"step {one.step}: {one.revision} failed: {one.error}")
     return 130 if found.missing else 3 if found.failed else 0
@@ -218,6 +219,7 @@ def show(
     kind: Literal["trajectory", "layers"] = "trajectory",
     site: str | None = None,
     pooling: Pooling = "last",
+    as_json: Json = False,
 ) -> None:
     """Draw a report of trace: one site over the steps with its phases, or all layers at once.
 
@@ -236,14 +238,18 @@ def show(
     _check_out(out, ".svg")
     trajectory = read_trajectory(file)
     if kind == "layers":
-        n_sites = len({row.geometry.site for row in trajectory.rows})
-        _draw(out, (9.0, 2.0 + 0.3 * n_sites), lambda figure: draw_heat_map(figure, trajectory, pooling=pooling))
-        return
-    named = site or trajectory.rows[-1].geometry.site
-    series = {f"{named}, rows as they are": trajectory.series(named, pooling=pooling)}
-    if any(row.geometry.frame == "unit" for row in trajectory.rows):
-        series[f"{named}, unit rows"] = trajectory.series(named, pooling=pooling, frame="unit")
-    _draw(out, (8.0, 5.0), lambda figure: draw_trajectory(figure, series))
+        drawn = list(dict.fromkeys(row.geometry.site for row in trajectory.rows if row.geometry.pooling == pooling))
+        _draw(out, (9.0, 2.0 + 0.3 * len(drawn)), lambda figure: draw_heat_map(figure, trajectory, pooling=pooling))
+    else:
+        named = site or trajectory.rows[-1].geometry.site
+        series = {f"{named}, rows as they are": trajectory.series(named, pooling=pooling)}
+        if any(row.geometry.frame == "unit" for row in trajectory.rows):
+            series[f"{named}, unit rows"] = trajectory.series(named, pooling=pooling, frame="unit")
+        _draw(out, (1.0 + 4.5 * len(series), 5.0), lambda figure: draw_trajectory(figure, series))
+        drawn = [named]
+    told = {"out": str(out), "kind": kind, "pooling": pooling, "sites": drawn,
+            "steps": sorted({row.step for row in trajectory.rows})}  # fmt: skip
+    _print(json.dumps(told) if as_json else f"{out}: {kind} of {', '.join(drawn)}, {len(told['steps'])} steps")
 
 
 def _checkpoints(model: str, given: Sequence[str]) -> dict[int, str]:
@@ -276,48 +282,68 @@ def _texts(text: str) -> list[str]:
     return [line.strip() for line in found.splitlines() if line.strip()]
 
 
-def _tokenizer(model: str, checkpoints: dict[int, str]) -> Any:
-    """Of the folder, of its first checkpoint, or of the hub."""
+def _opened(load: Any, revisions: Sequence[str], sites: Sequence[str]) -> tuple[Any, Sequence[str]]:
+    """The tokenizer, and the sites: of the first checkpoint that has them, for others may be broken."""
+    from commissure.geometry.pretrained import default_sites
+    from commissure.geometry.tracing import resolve
+
+    if len(revisions) == 1 and Path(load.source).is_dir():
+        folder = Path(load.source) / revisions[0]
+        if folder.is_dir() and next(folder.glob("*.safetensors"), None) is None:
+            below = sorted({path.parent.name for path in folder.glob("*/*.safetensors")})
+            fix = (
+                f"--revisions 0={below[0]} for its folders {', '.join(below)}"
+                if below
+                else "save_pretrained writes them"
+            )
+            raise InputError("model", str(folder), "a folder with weights as safetensors", fix)
+    model = _first_that_opens(load.source, load.outline, revisions)
+    found = tuple(resolve(model, sites)) if sites else default_sites(model)
+    return _first_that_opens(load.source, load.tokenizer, revisions), found
+
+
+def _first_that_opens(source: str, read: Any, revisions: Sequence[str]) -> Any:
+    from commissure.core.errors import BackendMissing
+
+    first: Exception | None = None
+    for revision in revisions:
+        try:
+            return read(revision)
+        except BackendMissing:
+            raise
+        except Exception as error:  # transformers raises many kinds
+            first = first or error
+    if isinstance(first, InputError):
+        raise first
+    fix = "" if first is None else f"{type(first).__name__}: {_first_line(first)}"
+    raise InputError("model", source, "a folder or a hub's name with a model and its tokenizer", fix)
+
+
+def _window(given: Sequence[str]) -> tuple[int, int] | Literal["auto"]:
+    if tuple(given) == ("auto",):
+        return "auto"
+    if len(given) != 2 or not all(end.isascii() and end.isdecimal() for end in given):
+        raise InputError("fit_range", " ".join(given), "two ranks, first and last, or auto", "such as 11 100")
+    first, last = map(int, given)
+    if not 1 <= first < last:
+        raise InputError("fit_range", " ".join(given), "two ranks, 1 <= first < last, or auto", "such as 11 100")
+    return first, last
+
+
+@contextmanager
+def _named_as_options() -> Iterator[None]:
+    """Errors name the option that was typed, not the argument it became."""
     try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        from commissure.core.errors import BackendMissing
-
-        raise BackendMissing("transformers", "hf", "tracing a model by name") from error
-    first, folder = next(iter(checkpoints.values())), Path(model)
-    is_local = folder.is_dir()
-    place = folder / first if is_local and (folder / first / "tokenizer_config.json").exists() else folder
-    options: dict[str, Any] = {"local_files_only": True} if is_local else {"revision": first}
-    try:
-        return AutoTokenizer.from_pretrained(str(place), trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        raise InputError("model", model, f"a folder or a hub's name with a tokenizer ({_first_line(error)})") from None
-
-
-def _default_sites(load: Any, revision: str) -> tuple[str, ...]:
-    """The blocks and the last norm, by the names that they have in the families of models."""
-    from fnmatch import fnmatchcase
-
-    try:
-        model = load(revision)
-    except OSError as error:
-        raise InputError("model", load.source, f"a model as safetensors ({_first_line(error)})") from None
-    names = [name for name, _ in model.named_modules()]
-    found = [
-        pattern
-        for pattern in (*_BLOCKS, *_NORMS)
-        if any(fnmatchcase(name, pattern) and name.count(".") == pattern.count(".") for name in names)
-    ]
-    if not found:
-        raise InputError("sites", (), f"names or patterns of its modules: {', '.join(names[1:6])}, ...")
-    return tuple(found)
+        yield
+    except InputError as error:
+        raise InputError(_OPTIONS.get(error.argument, error.argument), error.value, error.allowed, error.fix) from error
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _print_rows(rows: Sequence[dict[str, Any]], *, several: bool) -> None:
+def _print_rows(rows: Sequence[dict[str, Any]], *, several: bool, folds: int) -> None:
     width = max([4, *(len(row["site"]) for row in rows)])
     columns = (
         ("rankme", 9, 2),
@@ -335,6 +361,9 @@ def _print_rows(rows: Sequence[dict[str, Any]], *, several: bool) -> None:
         _print(f"{step}{place} " + " ".join(_cell(row[name], *shape) for name, *shape in columns))
     if any(row["n_samples"] < row["dim"] for row in rows):
         _print("\nfewer samples than components: these ranks are far too low; take more text")
+    if rows and folds < _ROUGH:
+        _print(f"\nerrors of {folds} folds are rough; --folds 16 for better ones" if folds > 1 else
+               "\none fold has neither errors nor corrections; see --folds")  # fmt: skip
 
 
 def _cell(value: float | None, width: int, digits: int) -> str:

@@ -5,7 +5,7 @@
     batches = text_batches(texts, tokenizer, max_length=128)
 
 The model is the body without a head: its last norm's output is what a head would see.  Weights that are only there as
-pickle are refused.
+pickle are refused.  `load.outline(revision)` has the modules without weights, `default_sites` names those to look at.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from commissure.core.errors import BackendMissing, InputError
 
-__all__ = ["PretrainedCheckpoints", "text_batches"]
+__all__ = ["PretrainedCheckpoints", "default_sites", "text_batches"]
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,27 @@ class PretrainedCheckpoints:
 
     def __call__(self, revision: str) -> nn.Module:
         """The model, in evaluation mode."""
-        try:
-            from transformers import AutoModel
-        except ImportError as error:
-            raise BackendMissing("transformers", "hf", "loading a model") from error
-        options: dict[str, Any] = {"dtype": self.dtype, "use_safetensors": True, "trust_remote_code": False}
-        folder = self._folder(revision)
-        model = (
-            AutoModel.from_pretrained(self.source, revision=revision, **options)
-            if folder is None
-            else AutoModel.from_pretrained(str(folder), local_files_only=True, **options)
-        )
-        return model.eval()
+        place, options = self._place(revision)
+        auto = _transformers("loading a model").AutoModel
+        return auto.from_pretrained(place, dtype=self.dtype, use_safetensors=True, **options).eval()
+
+    def outline(self, revision: str) -> nn.Module:
+        """The model without its weights, on the device "meta": modules and their names, at no cost."""
+        place, options = self._place(revision)
+        transformers = _transformers("loading a model")
+        config = transformers.AutoConfig.from_pretrained(place, **options)
+        with torch.device("meta"):
+            return transformers.AutoModel.from_config(config)
+
+    def tokenizer(self, revision: str) -> Any:
+        """The revision's tokenizer, or where its folder has none that of the folder above it."""
+        place, options = self._place(revision)
+        if self._folder(revision) is not None:
+            folders = [folder for folder in (Path(place), Path(self.source)) if _has_tokenizer(folder)]
+            if not folders:
+                raise InputError("model", self.source, "a folder with a tokenizer", "tokenizer.save_pretrained(folder)")
+            place = str(folders[0])
+        return _transformers("a model's tokenizer").AutoTokenizer.from_pretrained(place, **options)
 
     def identity(self, revision: str) -> str:
         """The name at a hub, whose revisions stay; of a folder the digest of its files."""
@@ -62,6 +73,13 @@ class PretrainedCheckpoints:
                 digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
         return digest.hexdigest()
 
+    def _place(self, revision: str) -> tuple[str, dict[str, Any]]:
+        """Where it is, and how it is to be read: no code of others runs."""
+        folder = self._folder(revision)
+        if folder is None:
+            return self.source, {"revision": revision, "trust_remote_code": False}
+        return str(folder), {"local_files_only": True, "trust_remote_code": False}
+
     def _folder(self, revision: str) -> Path | None:
         """None where the source is not a folder."""
         if not Path(self.source).is_dir():
@@ -71,6 +89,31 @@ class PretrainedCheckpoints:
             known = sorted(path.parent.name for path in Path(self.source).glob("*/config.json"))
             raise InputError("revision", revision, f"a folder in {self.source}: {', '.join(known) or 'none'}")
         return folder
+
+
+def default_sites(model: nn.Module) -> tuple[str, ...]:
+    """The outermost lists of blocks and the norms beside them, as patterns; a model without is an InputError.
+
+    >>> class Body(nn.Module):
+    ...     def __init__(self) -> None:
+    ...         super().__init__()
+    ...         self.blocks, self.ln_f = nn.ModuleList([nn.Linear(2, 2)]), nn.LayerNorm(2)
+    >>> default_sites(Body())
+    ('blocks.*', 'ln_f')
+    """
+    modules = dict(model.named_modules())
+    lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList) and len(module)]
+    outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+    if not outer:
+        raise InputError("sites", (), f"names or patterns of modules: {', '.join(list(modules)[1:6])}, ...")
+    parents = dict.fromkeys(name.rpartition(".")[0] for name in outer)
+    norms = [
+        f"{parent}.{name}" if parent else name
+        for parent in parents
+        for name, module in modules[parent].named_children()
+        if "norm" in type(module).__name__.lower() and "embed" not in name  # norms of embeddings come first
+    ]
+    return (*(f"{name}.*" for name in outer), *norms)
 
 
 def text_batches(
@@ -118,3 +161,15 @@ def _padded(rows: list[list[int]], padding: int) -> dict[str, Int64[Tensor, "bat
     ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
     return {"input_ids": ids, "attention_mask": (torch.arange(longest) < lengths[:, None]).long()}
+
+
+def _transformers(purpose: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise BackendMissing("transformers", "hf", purpose) from error
+    return transformers
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) is not None for pattern in _TOKENIZER_FILES)

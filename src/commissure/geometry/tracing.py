@@ -103,13 +103,18 @@ def trace(
     >>> [(row.site, row.n_samples, row.dim) for row in traced.report(fit_range=(1, 2))]
     [('0', 50, 2), ('1', 50, 2)]
     """
+    check_settings(pooling, frames, n_folds, skip)
+    return Trace(model, resolve(model, sites), tuple(pooling), tuple(frames), n_folds, skip)
+
+
+def check_settings(pooling: Sequence[Pooling], frames: Sequence[TraceFrame], n_folds: int, skip: int) -> None:
+    """`InputError` for what `trace` would refuse, whatever the model: before models are loaded."""
     for name, given, known in (("pooling", pooling, POOLINGS), ("frames", frames, ("raw", "unit"))):
         if isinstance(given, str) or not given or any(one not in known for one in given):
             raise InputError(name, given, f"a list of {', '.join(known)}")
     for name, value, least in (("n_folds", n_folds, 1), ("skip", skip, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(name, value, f"an integer >= {least}")
-    return Trace(model, _resolve(model, sites), tuple(pooling), tuple(frames), n_folds, skip)
 
 
 class Trace:
@@ -236,8 +241,12 @@ def pool(
     return sums[rows] / keep.sum(1)[rows, None]
 
 
-def _resolve(model: nn.Module, sites: Sequence[str]) -> list[str]:
-    """Names of modules that the patterns match, with their ":input", in the order of the model."""
+def resolve(model: nn.Module, sites: Sequence[str]) -> list[str]:
+    """Names of modules that the patterns match, with their ":input", in the order of the model.
+
+    >>> resolve(nn.Sequential(nn.Linear(3, 2), nn.Tanh()), ["*:input"])
+    ['0:input', '1:input']
+    """
     if isinstance(sites, str) or not sites or not all(isinstance(site, str) for site in sites):
         raise InputError("sites", sites, "a list of names or patterns of modules")
     names = [name for name, _ in model.named_modules() if name]
