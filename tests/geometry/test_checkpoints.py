@@ -375,8 +375,9 @@ def test_texts_become_batches() -> None:
 def test_bad_input_is_named(log: Path, store: RunStore) -> None:
     for name, value in (
         ("checkpoints", {}), ("checkpoints", {-1: "a"}), ("checkpoints", {True: "a"}), ("checkpoints", {0: 3}),
-        ("load", "model"), ("batches", []), ("batches", iter(batches())), ("sites", []), ("sites", "0"),
-        ("pooling", []), ("pooling", "last"), ("frames", ["sign"]), ("n_folds", 0), ("skip", -1),
+        ("load", "model"), ("batches", []), ("batches", iter(batches())),
+        ("sites", "0"), ("sites", []), ("pooling", "last"), ("pooling", ["lst"]), ("frames", ()), ("n_folds", 0),
+        ("n_folds", True), ("skip", -1), ("forward", 3),
     ):  # fmt: skip
         with pytest.raises(InputError, match=name):
             sweep(log, **{name: value})

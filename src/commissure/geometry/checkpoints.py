@@ -145,9 +145,11 @@ class CheckpointSweep:
             raise InputError("load", self.load, "a function from a revision to a model")
         if not isinstance(self.batches, Sequence) or isinstance(self.batches, str) or not len(self.batches):
             raise InputError("batches", type(self.batches).__name__, "a list of batches, one at least")
-        if isinstance(self.sites, str) or not self.sites:
-            raise InputError("sites", self.sites, "a list of names or patterns of modules")
-        check_settings(self.pooling, self.frames, self.n_folds, self.skip)
+        if self.forward is not None and not callable(self.forward):
+            raise InputError("forward", self.forward, "a function of a model and a batch, or None")
+        check_settings(  # now, not once a checkpoint: each would be loaded before it fails
+            sites=self.sites, pooling=self.pooling, frames=self.frames, n_folds=self.n_folds, skip=self.skip
+        )
 
     def run(
         self,

@@ -44,7 +44,17 @@ from commissure.geometry.estimation import Estimate
 from commissure.geometry.power_law import FitRange, alpha_req
 from commissure.geometry.spectra import Spectrum
 
-__all__ = ["POOLINGS", "MissingMaskWarning", "Pooling", "Trace", "TraceRow", "pool", "trace", "trace_row"]
+__all__ = [
+    "POOLINGS",
+    "MissingMaskWarning",
+    "Pooling",
+    "Trace",
+    "TraceRow",
+    "check_settings",
+    "pool",
+    "trace",
+    "trace_row",
+]
 
 Pooling = Literal["last", "first", "mean", "all"]
 POOLINGS: tuple[Pooling, ...] = ("last", "first", "mean", "all")
@@ -103,12 +113,16 @@ def trace(
     >>> [(row.site, row.n_samples, row.dim) for row in traced.report(fit_range=(1, 2))]
     [('0', 50, 2), ('1', 50, 2)]
     """
-    check_settings(pooling, frames, n_folds, skip)
+    check_settings(sites=sites, pooling=pooling, frames=frames, n_folds=n_folds, skip=skip)
     return Trace(model, resolve(model, sites), tuple(pooling), tuple(frames), n_folds, skip)
 
 
-def check_settings(pooling: Sequence[Pooling], frames: Sequence[TraceFrame], n_folds: int, skip: int) -> None:
-    """`InputError` for what `trace` would refuse, whatever the model: before models are loaded."""
+def check_settings(
+    *, sites: Sequence[str], pooling: Sequence[Pooling], frames: Sequence[TraceFrame], n_folds: int, skip: int
+) -> None:
+    """`InputError` for settings that no model could be traced with; whether a model has the sites, `trace` tells."""
+    if isinstance(sites, str) or not sites or not all(isinstance(site, str) for site in sites):
+        raise InputError("sites", sites, "a list of names or patterns of modules")
     for name, given, known in (("pooling", pooling, POOLINGS), ("frames", frames, ("raw", "unit"))):
         if isinstance(given, str) or not given or any(one not in known for one in given):
             raise InputError(name, given, f"a list of {', '.join(known)}")
@@ -247,8 +261,6 @@ def resolve(model: nn.Module, sites: Sequence[str]) -> list[str]:
     >>> resolve(nn.Sequential(nn.Linear(3, 2), nn.Tanh()), ["*:input"])
     ['0:input', '1:input']
     """
-    if isinstance(sites, str) or not sites or not all(isinstance(site, str) for site in sites):
-        raise InputError("sites", sites, "a list of names or patterns of modules")
     names = [name for name, _ in model.named_modules() if name]
     found: dict[str, None] = {}
     for i, site in enumerate(sites):
