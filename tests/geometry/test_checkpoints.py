@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -407,10 +408,27 @@ def test_bad_input_is_named(log: Path, store: RunStore) -> None:
 
 def test_the_digest_tells_batches_apart() -> None:
     x = torch.zeros(2, 3)
-    different = [x, x.double(), x.T, [x], [x, x], {"a": x}, {"b": x}, x.bfloat16(), 1, "1", None, True]
+    different = [
+        x,
+        x.double(),
+        x.T,
+        [x],
+        [x, x],
+        {"a": x},
+        {"b": x},
+        x.bfloat16(),
+        x[0, 0],
+        x[0, :1],
+        1,
+        "1",
+        None,
+        True,
+    ]
     assert len({module._content(one) for one in different}) == len(different)
     assert module._content({"a": 1, "b": x}) == module._content({"b": x.clone(), "a": 1})
     assert module._content(x.numpy()) != module._content(x + 1)
+    with pytest.raises(InputError, match="batches"):
+        module._content(np.array(["a", None], dtype=object))
 
 
 def test_threads_of_the_caller_change_nothing(log: Path) -> None:

@@ -265,8 +265,9 @@ def _picklable(name: str, value: object) -> str:
 
 def _content(value: Any) -> str:
     """A text that is equal for equal batches."""
-    if isinstance(value, Tensor | np.ndarray):
-        array = value.detach().cpu().contiguous().view(torch.uint8).numpy() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor | np.ndarray) and value.dtype != object:  # whose bytes are addresses
+        flat = value.detach().cpu().reshape(-1) if isinstance(value, Tensor) else value
+        array = flat.view(torch.uint8).numpy() if isinstance(flat, Tensor) else flat
         kind = f"{value.dtype} {tuple(value.shape)}"
         return f"{kind} {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}"
     if isinstance(value, Mapping):
