@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -170,6 +172,41 @@ def test_another_version_of_the_code_computes_anew(log: Path, store: RunStore, m
     monkeypatch.setattr(module, "source_digest", lambda: "later")
     sweep(log).run(workers=0, store=store)
     assert len(loads(log)) == 6
+
+
+@pytest.mark.parametrize("name", ["load", "forward"])
+def test_an_edited_function_of_the_same_name_computes_anew(
+    name: str, tmp_path: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a script is edited and run again: a pickle holds the function's name alone."""
+    source = """
+    from torch import nn
+    import torch
+    def load(revision):
+        model = nn.Sequential(nn.Linear(6, 8, bias=False))
+        model[0].weight.data = LOAD * torch.eye(8, 6) + torch.arange(6.0)
+        return model
+    def forward(model, batch):
+        return model(batch * (1 + FORWARD * torch.arange(6)))
+    """
+    ranks = []
+    for factor in ("1", "1", "9"):
+        factors = {"LOAD": "1", "FORWARD": "1", name.upper(): factor}
+        script = tmp_path / "edited_functions.py"
+        script.write_text(
+            textwrap.dedent(source).replace("LOAD", factors["LOAD"]).replace("FORWARD", factors["FORWARD"])
+        )
+        found = ModuleType("edited_functions")
+        found.__file__ = str(script)
+        monkeypatch.setitem(sys.modules, "edited_functions", found)
+        linecache.cache.pop(str(script), None)
+        exec(compile(script.read_text(), str(script), "exec"), vars(found))
+        settings = {"checkpoints": {0: "a"}, "batches": batches(), "sites": ["0"], "frames": ["raw"]}
+        edited = CheckpointSweep(load=found.load, forward=found.forward, **settings)
+        ranks.append(edited.run(workers=0, store=store).rows(0)[0].rankme)
+        assert ranks[-1] == edited.run(workers=0).rows(0)[0].rankme
+    assert ranks[0] == ranks[1] != ranks[2]
+    assert len(store.runs(kind="geometry")) == 2
 
 
 def test_a_failed_checkpoint_is_a_row_and_is_tried_again(log: Path, store: RunStore) -> None:

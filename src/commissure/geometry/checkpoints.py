@@ -13,7 +13,8 @@ With a run store a checkpoint is one run, and what is kept of it are moments, no
 forward pass, and a killed sweep goes on where it was.
 
     key = SHA-256 of the loader and what it says of the revision, the batches, sites, pooling, frames, folds, the
-          leading tokens left out, the function that calls the model, and the source of this package
+          leading tokens left out, the function that calls the model, the lines of both functions, and the source of
+          this package
 
 A checkpoint that cannot be loaded or looked at is told as failed, is not kept, and the sweep goes on; the next run
 tries it again.  Checkpoints run in any executor and give the same rows in each.
@@ -22,6 +23,7 @@ tries it again.  Checkpoints run in any executor and give the same rows in each.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import pickle
 import sys
 import time
@@ -111,9 +113,10 @@ class CheckpointSweep:
     """What to look at; see `trace` for sites, pooling, frames, folds and `skip`.
 
     `checkpoints`: training step -> revision, in what words `load(revision) -> model` understands.  A loader with a
-    method `identity(revision) -> str` says itself when two checkpoints are the same; others are told apart by what they
-    are pickled to.  `batches`, `forward`: as `GeometryRecorder` takes them.  Whatever other processes are to run must
-    be picklable, and a loader in threads must not draw from torch's global generator, which they share.
+    method `identity(revision) -> str` says itself when two checkpoints are the same; others are told apart by what
+    they are pickled to.  Its own lines and those of `forward` count, not those of functions they call.  `batches`,
+    `forward`: as `GeometryRecorder` takes them.  Whatever other processes are to run must be picklable, and a loader
+    in threads must not draw from torch's global generator, which they share.
 
     >>> def load(revision: str) -> nn.Module:
     ...     return nn.Sequential(nn.Linear(2, 2)).requires_grad_(False)
@@ -204,7 +207,7 @@ class CheckpointSweep:
     def _digest(self) -> str:
         """Of all that checkpoints share."""
         settings = (tuple(self.sites), tuple(self.pooling), tuple(self.frames), self.n_folds, self.skip)
-        parts = _content(self.batches), repr(settings), _picklable("forward", self.forward)
+        parts = _content(self.batches), repr(settings), _picklable("forward", self.forward), _source(self.forward)
         return hashlib.sha256("\n".join((source_digest(), *parts)).encode()).hexdigest()
 
 
@@ -252,7 +255,7 @@ def _key(common: str, load: Callable[[str], nn.Module], revision: str) -> str | 
         said = load.identity(revision) if hasattr(load, "identity") else revision
     except Exception:
         return None
-    return hashlib.sha256(f"{common} {loader} {said}".encode()).hexdigest()
+    return hashlib.sha256(f"{common} {loader} {_source(load)} {said}".encode()).hexdigest()
 
 
 def _picklable(name: str, value: object) -> str:
@@ -261,6 +264,17 @@ def _picklable(name: str, value: object) -> str:
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         fix = "give a top-level function or an object of a top-level class, or run with workers=0 and no store"
         raise InputError(name, value, f"something that can be pickled ({error})", fix) from None
+
+
+def _source(value: object) -> str:
+    """Digest of the lines of a function, or of an object's class: what is pickled of them is only a name."""
+    while isinstance(value, partial):
+        value = value.func
+    try:
+        text = inspect.getsource(value if inspect.isroutine(value) or inspect.isclass(value) else type(value))
+    except (OSError, TypeError):  # typed at a prompt, or compiled
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _content(value: Any) -> str:
