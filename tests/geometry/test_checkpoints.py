@@ -372,7 +372,10 @@ def test_saved_models_are_swept(kind: str, norm: str, tmp_path: Path, store: Run
     assert len(changes) == len(rows)
     saved(tmp_path / "model" / "step100", 5, kind)
     other = CheckpointSweep(**settings).run(workers=0, store=store)
-    assert told(other) != told(report), "a folder with new weights is another checkpoint"
+    assert sorted(other.moments) == [0, 100], "a folder without usable weights is nobody's moments"
+    assert other.rows(0, fit_range=FIT) == rows
+    assert other.rows(100, fit_range=FIT) != report.rows(100, fit_range=FIT), "new weights are another checkpoint"
+    assert len(store.runs(kind="geometry")) == 3
 
 
 def test_padding_on_either_side_changes_nothing(tmp_path: Path) -> None:
