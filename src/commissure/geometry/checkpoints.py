@@ -114,7 +114,7 @@ class CheckpointSweep:
 
     `checkpoints`: training step -> revision, in what words `load(revision) -> model` understands.  A loader with a
     method `identity(revision) -> str` says itself when two checkpoints are the same; others are told apart by what
-    they are pickled to.  Its own lines and those of `forward` count, not those of functions they call.  `batches`,
+    they are pickled to.  The lines of `load` and `forward` count, not those of functions they call.  `batches`,
     `forward`: as `GeometryRecorder` takes them.  Whatever other processes are to run must be picklable, and a loader
     in threads must not draw from torch's global generator, which they share.
 
