@@ -12,7 +12,8 @@
 | "undetermined"        |       |       | alpha moves with the rank, beyond its own scatter         |
 
 Two phases meet in a turning point, the more extreme of the two checkpoints at the cut, and both hold it.  The penalty
-is 2 log T by default, so that noise alone rarely makes a phase of T checkpoints.
+is 2 log T by default.  It is low: of series without a trend, 3 % of noise with known errors, 29 % at 20 checkpoints and
+44 % at 60 are cut into phases; with 4 log T 1.5 and .5 %.
 
 The optimum is exact: the isotonic cost of every stretch comes from pooling violators point by point, for all starts
 together, and a dynamic program over the cuts follows, O(T^2) each.  The interval of a turning point holds all to which
