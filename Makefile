@@ -29,6 +29,7 @@ bench: $(VENV)/.bench
 	OMP_NUM_THREADS=1 $(BIN)/commissure reservoirs bench
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hmm_oracle.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reservoirs.py
+	$(PIP) install -q --no-deps 'reptrix>=0.1'  # its torchvision breaks transformers beside a CPU build of torch
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/geometry.py
 
 docs: $(VENV)/.docs

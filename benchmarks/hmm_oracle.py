@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 
@@ -28,20 +27,9 @@ import torch
 
 from commissure.metahmm import MetaHMM
 from commissure.metahmm.oracle import BayesOracle
+from commissure.runs.turns import alternate
 
 N_TASKS, LENGTH, REPEATS, SEQUENCES = 256, 200, 5, 8
-
-
-def seconds(contenders: list[Callable[[], object]]) -> np.ndarray:
-    """CPU seconds (contenders, turns), in turn, after one round that is not counted."""
-    spent = np.empty((len(contenders), REPEATS))
-    for turn in range(-1, REPEATS):
-        for number, contender in enumerate(contenders):
-            start = time.process_time()
-            contender()
-            if turn >= 0:
-                spent[number, turn] = time.process_time() - start
-    return spent
 
 
 def hmmlearn_likelihoods(env: MetaHMM, tokens: np.ndarray) -> Callable[[], np.ndarray]:
@@ -99,7 +87,7 @@ def main() -> None:
         name = f"{package} {version(package)} {label}" + (f", jax {version('jax')}" if package == "dynamax" else "")
         peer = make(env, tokens[0].numpy())
         np.testing.assert_allclose(peer()[:4], want, rtol=1e-4)
-        ours, theirs = seconds([lambda: oracle(tokens), peer])
+        ours, theirs = alternate([lambda: oracle(tokens), peer], repeats=REPEATS)
         ours, theirs = ours / SEQUENCES, theirs * env.n_tasks / N_TASKS
         ratio = theirs / ours
         print(f"{name:48} {np.median(theirs):7.3f} s  oracle {1e3 * np.median(ours):5.1f} ms  {np.median(ratio):6.0f}x"

@@ -26,13 +26,13 @@ from commissure.reservoirs.bench import (
     FULL,
     QUICK,
     ROWS,
-    alternate,
     bench_memory,
     bench_states,
     bench_sweep,
     gains,
     random_network,
 )
+from commissure.runs.turns import alternate
 
 WORK = 4e7  # multiply-adds a call
 Peer = Callable[[csr_array, np.ndarray, np.ndarray], dict[str, Callable[[], object]]]

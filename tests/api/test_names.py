@@ -49,9 +49,9 @@ def test_runs_report_experiments_are_locked() -> None:
     assert experiments.__all__ == ["CLAIMS", "Bound", "Claim", "Context", "Cost", "Outcome", "Row", "reproduce"]
     assert report.__all__ == ["Bound", "Entry", "Report", "Row", "number"]
     assert runs.__all__ == [
-        "DeadlineExceeded", "IsolatedExecutor", "Migration", "Run", "RunStore", "WorkerDied", "check_workers",
-        "cores", "finished", "git_state", "home", "machine", "notify", "one_thread", "source_digest", "sweep_bar",
-        "versions",
+        "DeadlineExceeded", "IsolatedExecutor", "Migration", "Run", "RunStore", "WorkerDied", "append_only",
+        "check_workers", "cores", "finished", "git_state", "home", "machine", "notify", "one_thread",
+        "source_digest", "sweep_bar", "versions",
     ]  # fmt: skip
 
 

@@ -112,18 +112,11 @@ def test_empty_is_neutral() -> None:
 def test_folds_leave_one_out(n_folds: int, seed: int) -> None:
     x = sample(seed, 40, 3, mean=1e3)
     fold = torch.randint(n_folds, (40,), generator=torch.Generator().manual_seed(seed))
-    folds = moments.measure_folds(x, fold, n_folds)
+    folds = [moments.measure(x, mask=fold == k) for k in range(n_folds)]
     assert_close(moments.merge(*folds), moments.measure_reference(x), 1e-10)
     for k, (own, rest) in enumerate(zip(folds, moments.leave_one_out(folds), strict=True)):
         assert_close(own, moments.measure_reference(x[fold == k]), 1e-10)
         assert_close(rest, moments.measure_reference(x[fold != k]), 1e-10)
-
-
-def test_folds_respect_the_mask() -> None:
-    x, fold = sample(0, 12, 2), torch.arange(12) % 3
-    mask = torch.arange(12) < 7
-    for k, own in enumerate(moments.measure_folds(x, fold, 3, mask=mask)):
-        assert_close(own, moments.measure_reference(x[mask & (fold == k)]))
 
 
 def test_joint_moments_hold_the_cross_covariance() -> None:
@@ -169,10 +162,6 @@ def test_bad_input() -> None:
         moments.merge()
     with pytest.raises(InputError, match=r"^dim = 0"):
         moments.empty(0)
-    with pytest.raises(InputError, match=r"^fold = \(0, 3\): expected integers from 0 to 2"):
-        moments.measure_folds(torch.ones(4, 1), torch.arange(4), 3)
-    with pytest.raises(InputError, match=r"^fold = \(3,\)"):
-        moments.measure_folds(torch.ones(4, 1), torch.arange(3), 3)
     with pytest.raises(InputError, match=r"at least 2 folds"):
         moments.leave_one_out([state])
 

@@ -23,11 +23,12 @@ from commissure.experiments import (
     geometry_toy,
 )
 from commissure.experiments.claims import CLAIMS, Budget, Context, Outcome
-from commissure.geometry.bench import BenchRow, Range
+from commissure.geometry.bench import BenchRow
 from commissure.geometry.phases import segment_phases
 from commissure.geometry.tiny import TinyRun, TinySetting
 from commissure.geometry.toy import run_toy
 from commissure.geometry.trajectory import Trajectory, TrajectoryRow
+from commissure.runs.turns import Range
 
 TRAINED = (geometry_three_phases, geometry_collapse_expand)
 ALL = (geometry_toy, geometry_phases_olmo, geometry_bias, *TRAINED)

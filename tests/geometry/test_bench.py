@@ -132,10 +132,3 @@ def test_what_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert bench.bench_model() == ()
     (row,) = bench.bench_phases(large=20, repeats=1)
     assert row.rival == "one second"
-
-
-def test_contenders_take_turns() -> None:
-    calls: list[str] = []
-    spent = bench._alternate([lambda: calls.append("a"), lambda: calls.append("b")], repeats=2)
-    assert "".join(calls) == "ababab"
-    assert spent.shape == (2, 2)

@@ -14,12 +14,13 @@ import torch
 
 from commissure.cli import main
 from commissure.geometry import segment_phases
-from commissure.geometry.bench import BenchRow, Range
+from commissure.geometry.bench import BenchRow
 from commissure.geometry.saved_report import plain_row, read_series, read_trajectory, write_report
 from commissure.geometry.show import phases_of
 from commissure.geometry.spectra import FewSamplesWarning
 from commissure.geometry.tracing import TraceRow
 from commissure.geometry.trajectory import Trajectory, TrajectoryRow
+from commissure.runs.turns import Range
 
 STEPS = (0, 1, 3, 7, 15, 31, 63, 127, 255, 511, 1023)
 RANKS = (20, 19, 12, 5, 3, 6, 9, 12, 11, 9, 7)

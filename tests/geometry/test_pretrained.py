@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +85,28 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         PretrainedCheckpoints(str(tmp_path))(".")
+
+
+def test_a_branch_of_a_hub_that_moves_is_another_checkpoint(tmp_path: Path) -> None:
+    model = tmp_path / "models--someone--small"
+    commits = "a" * 40, "b" * 40
+    for commit in commits:
+        config = transformers.AutoConfig.for_model("gpt2", **FAMILIES[0][1])
+        config.save_pretrained(model / "snapshots" / commit)
+    (model / "refs").mkdir()
+
+    def identity(revision: str) -> str:
+        """In a process of its own: the hub's client reads where its files are when it is imported."""
+        code = (
+            "from commissure.geometry.pretrained import PretrainedCheckpoints\n"
+            f"print(PretrainedCheckpoints('someone/small').identity({revision!r}))"
+        )
+        settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=settings, capture_output=True, text=True, check=True, timeout=120
+        ).stdout.strip()
+
+    for commit in commits:
+        (model / "refs" / "main").write_text(commit)
+        assert identity("main") == f"someone/small@{commit}"
+    assert identity(commits[0]) == f"someone/small@{commits[0]}"

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from commissure.core.errors import DegenerateError, InputError
@@ -27,7 +27,6 @@ __all__ = [
     "empty",
     "leave_one_out",
     "measure",
-    "measure_folds",
     "measure_reference",
     "merge",
     "update",
@@ -121,22 +120,6 @@ def merge(*states: Moments) -> Moments:
         offsets = torch.stack([(s.mean - mean) * s.n_samples**0.5 for s in states])
         scatter.addmm_(offsets.T, offsets)
     return Moments(total, mean, scatter)
-
-
-def measure_folds(
-    x: Float[Tensor, "*samples dim"],
-    fold: Int[Tensor, "*samples"],
-    n_folds: int,
-    *,
-    mask: Bool[Tensor, "*samples"] | None = None,
-) -> tuple[Moments, ...]:
-    """Moments of each of `n_folds` folds of one block; `fold` holds each sample's fold, 0 to n_folds - 1."""
-    if fold.shape != x.shape[:-1]:
-        raise InputError("fold", tuple(fold.shape), f"shape {tuple(x.shape[:-1])}")
-    if fold.numel() and not 0 <= int(fold.min()) <= int(fold.max()) < n_folds:
-        raise InputError("fold", (int(fold.min()), int(fold.max())), f"integers from 0 to {n_folds - 1}")
-    keep = torch.ones_like(fold, dtype=torch.bool) if mask is None else mask
-    return tuple(measure(x, mask=keep & (fold == k)) for k in range(n_folds))
 
 
 def leave_one_out(folds: Sequence[Moments]) -> tuple[Moments, ...]:

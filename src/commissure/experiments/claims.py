@@ -506,7 +506,7 @@ CLAIMS: tuple[Claim, ...] = (
             Bound("difference", at_most=1e-5),
             Bound("phases", at_most=1),
         ),
-        cost=Cost(smoke=0, quick=0, full=400),
+        cost=Cost(smoke=0, quick=0, full=600),
         module="commissure.experiments.geometry_speed",
         exclusive=True,
     ),

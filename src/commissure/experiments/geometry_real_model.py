@@ -42,8 +42,8 @@ def run(ctx: Context) -> Outcome:
     ctx.progress(0.5, f"largest difference {off:.1e}")
     timed = bench_trace(model, batches, sites=[SITES], repeats=turns)
     rows = [
-        Row("overhead", "24 covariances over the forward pass", timed.ratio.median, timed.ratio.low, timed.ratio.high,
-            note=f"{timed.ours:.2f} s added to {timed.theirs:.2f}"),
+        Row("overhead", "24 covariances (raw rows, one fold) over the forward pass", timed.ratio.median,
+            timed.ratio.low, timed.ratio.high, note=f"{timed.ours:.2f} s added to {timed.theirs:.2f}"),
         Row("agreement", "largest relative difference of RankMe from stored activations", off),
         Row("outputs", "largest difference of the model's outputs", timed.difference),
     ]  # fmt: skip

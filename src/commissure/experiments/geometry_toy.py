@@ -47,7 +47,7 @@ _LABELS = {
     "long": "3000 steps",
 }
 _MOVES, _FALLS = 0.01, 0.001  # of RankMe
-_SEEDS: dict[Budget, int] = {"smoke": 1, "quick": 10, "full": 20}
+_SEEDS: dict[Budget, int] = {"smoke": 1, "quick": 5, "full": 20}
 
 Curves = dict[str, Float64[np.ndarray, "seeds steps"]]
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from importlib import resources
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -44,12 +44,12 @@ from commissure.geometry.phases import segment_phases
 from commissure.geometry.power_law import alpha_req
 from commissure.geometry.spectra import spectrum
 from commissure.geometry.tracing import POOLINGS, trace
+from commissure.runs.turns import Range, alternate
 
 __all__ = [
     "FULL",
     "QUICK",
     "BenchRow",
-    "Range",
     "bench_metrics",
     "bench_phases",
     "bench_trace",
@@ -62,19 +62,6 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 Metrics = tuple[float, float]
 Contender = Callable[[Tensor], Metrics]
-
-
-@dataclass(frozen=True)
-class Range:
-    """Smallest, median and largest over the turns."""
-
-    low: float
-    median: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Float[np.ndarray, " turns"]) -> Range:
-        return cls(float(values.min()), float(np.median(values)), float(values.max()))
 
 
 @dataclass(frozen=True)
@@ -206,7 +193,7 @@ def bench_trace(
             return forward()
 
     different = max(float((a - b).abs().max()) for a, b in zip(forward(), traced(), strict=True))
-    spent = _alternate([forward, traced], repeats=repeats)
+    spent = alternate([forward, traced], repeats=repeats)
     added = spent[1] - spent[0]
     n_samples, n_tokens = (sum(batch["input_ids"].shape[0] for batch in batches), batches[0]["input_ids"].shape[1])
     middles = float(np.median(added)), float(np.median(spent[0]))
@@ -234,12 +221,12 @@ def bench_phases(*, small: int = 40, large: int = 1000, repeats: int = 3) -> tup
         given = noisy_series(small)
         expected, turns = plain_turns(*given), _turns(*given)
         off = np.inf if len(expected) != len(turns) else float(np.abs(np.subtract(expected, turns)).max(initial=0))
-        spent = _alternate([lambda: segment_phases(given[0], given[1], stderr=given[2]), lambda: plain_turns(*given)],
+        spent = alternate([lambda: segment_phases(given[0], given[1], stderr=given[2]), lambda: plain_turns(*given)],
                            repeats=repeats)  # fmt: skip
         size = f"{small} checkpoints"
         found.append(BenchRow("phases", "scikit-learn each", size, "float64", "s", *_compared(*spent), off))
     steps, ranks, stderr = noisy_series(large)
-    own = _alternate([lambda: segment_phases(steps, ranks, stderr=stderr)], repeats=repeats)[0]
+    own = alternate([lambda: segment_phases(steps, ranks, stderr=stderr)], repeats=repeats)[0]
     size = f"{large} checkpoints"
     found.append(BenchRow("phases", "one second", size, "float64", "s", *_compared(own, np.ones_like(own)), 0.0))
     return tuple(found)
@@ -289,18 +276,6 @@ def plain_turns(
         pair = y[[place - 1, place]]
         turns.append(place - 1 + int(pair.argmax() if rising else pair.argmin()))
     return turns[::-1]
-
-
-def _alternate(contenders: Sequence[Callable[[], Any]], *, repeats: int) -> Float64[np.ndarray, "contenders repeats"]:
-    """CPU seconds of each, called in turn `repeats` times after one round that is not counted."""
-    spent = np.empty((len(contenders), repeats))
-    for turn in range(-1, repeats):
-        for number, contender in enumerate(contenders):
-            start = time.process_time()
-            contender()
-            if turn >= 0:
-                spent[number, turn] = time.process_time() - start
-    return spent
 
 
 def run_bench(*, full: bool = False, repeats: int = 3) -> tuple[BenchRow, ...]:

@@ -46,7 +46,17 @@ from commissure.geometry.recorder import look_at
 from commissure.geometry.spectra import Spectrum
 from commissure.geometry.tracing import Pooling, TraceFrame, TraceRow, check_settings, trace_row
 from commissure.geometry.trajectory import Trajectory, TrajectoryRow
-from commissure.runs import Migration, Run, RunStore, check_workers, finished, one_thread, source_digest, sweep_bar
+from commissure.runs import (
+    Migration,
+    Run,
+    RunStore,
+    append_only,
+    check_workers,
+    finished,
+    one_thread,
+    source_digest,
+    sweep_bar,
+)
 
 __all__ = ["CheckpointSweep", "FailedCheckpoint", "SweepReport"]
 
@@ -298,11 +308,7 @@ _MIGRATIONS: tuple[Migration, ...] = (
         """CREATE TABLE geometry_checkpoints (
             key TEXT PRIMARY KEY, run_id INTEGER NOT NULL REFERENCES runs (id)
         ) STRICT""",
-        *(
-            f"CREATE TRIGGER geometry_checkpoints_no_{verb} BEFORE {verb} ON geometry_checkpoints "
-            "BEGIN SELECT RAISE(ABORT, 'geometry_checkpoints is append-only'); END"
-            for verb in ("UPDATE", "DELETE")
-        ),
+        *append_only("geometry_checkpoints"),
     ),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -176,7 +177,7 @@ def phases(
         return
     _print(f"{'phase':20} {'from':>12} {'to':>12}  {'rank times':>10}  turns within")
     for phase in found:
-        ratio = f"{_exp(phase.change):.3g}"
+        ratio = f"{math.exp(phase.change):.3g}"
         low, high = phase.ends
         _print(f"{phase.kind:20} {phase.start:12g} {phase.stop:12g}  {ratio:>10}  {low:g} to {high:g}")
     if any(phase.kind == "undetermined" for phase in found):
@@ -368,12 +369,6 @@ def _print_rows(rows: Sequence[dict[str, Any]], *, several: bool, folds: int) ->
 
 def _cell(value: float | None, width: int, digits: int) -> str:
     return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
-
-
-def _exp(change: float) -> float:
-    import math
-
-    return math.exp(change)
 
 
 def _draw(out: Path, size: tuple[float, float], draw: Any) -> None:

@@ -18,6 +18,7 @@ once.  scikit-learn itself is not imported.  Interface: Buitinck et al., arXiv 1
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -69,7 +70,7 @@ class _Estimator:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
 
-class _OfSpectrum(_Estimator):
+class _OfSpectrum(_Estimator, ABC):
     """A function of the spectrum, `_metric`; subclasses have an argument `center`."""
 
     center: bool
@@ -103,8 +104,9 @@ class _OfSpectrum(_Estimator):
             self._fitted = found, self._metric(found)
         return self._fitted
 
+    @abstractmethod
     def _metric(self, found: Spectrum) -> float:
-        raise NotImplementedError
+        """Of the spectrum of all rows."""
 
 
 class RankMe(_OfSpectrum):

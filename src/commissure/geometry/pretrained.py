@@ -31,8 +31,8 @@ _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 class PretrainedCheckpoints:
     """Loads a revision of `source`: a hub's name, or a folder whose subfolders ("." for itself) are the revisions.
 
-    >>> PretrainedCheckpoints("EleutherAI/pythia-160m").identity("step512")
-    'EleutherAI/pythia-160m@step512'
+    >>> PretrainedCheckpoints("EleutherAI/pythia-160m").source
+    'EleutherAI/pythia-160m'
     """
 
     source: str
@@ -63,10 +63,14 @@ class PretrainedCheckpoints:
         return _transformers("a model's tokenizer").AutoTokenizer.from_pretrained(place, **options)
 
     def identity(self, revision: str) -> str:
-        """The name at a hub, whose revisions stay; of a folder the digest of its files."""
+        """At a hub the commit that the revision stands for now; of a folder the digest of its files."""
         folder = self._folder(revision)
         if folder is None:
-            return f"{self.source}@{revision}"
+            _transformers("a model's revision")
+            from huggingface_hub import hf_hub_download  # transformers needs it
+
+            config = hf_hub_download(self.source, "config.json", revision=revision)
+            return f"{self.source}@{Path(config).parent.name}"  # .../snapshots/COMMIT/config.json
         digest = hashlib.sha256()
         for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
             with path.open("rb") as file:

@@ -20,9 +20,8 @@ Method: bioRxiv 2025.06.20.660760; sizes of its networks: 400 nodes, density .1.
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -45,12 +44,11 @@ from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.rivals import dense_states, loop_exponents, loop_states, module_scores, sparse_states
 from commissure.reservoirs.spectral import spectral_radius
 from commissure.reservoirs.tasks import MemoryCapacity
+from commissure.runs.turns import Range, alternate
 
 __all__ = [
     "RADII",
     "BenchRow",
-    "Range",
-    "alternate",
     "bench",
     "bench_memory",
     "bench_states",
@@ -68,15 +66,6 @@ _WORK = 1e8  # multiply-adds a call: some 50 ms of ours
 
 
 @dataclass(frozen=True)
-class Range:
-    """Smallest, median and largest over the turns."""
-
-    low: float
-    median: float
-    high: float
-
-
-@dataclass(frozen=True)
 class BenchRow:
     """One rival at one size; see the table of the module for `part`, `ours`, `gain` and `difference`."""
 
@@ -91,22 +80,9 @@ class BenchRow:
     difference: float
 
 
-def alternate(contenders: Sequence[Callable[[], object]], *, repeats: int) -> Float[np.ndarray, "contenders repeats"]:
-    """CPU seconds of each contender, called in turn `repeats` times after one round that is not counted."""
-    spent = np.empty((len(contenders), repeats))
-    for turn in range(-1, repeats):
-        for number, contender in enumerate(contenders):
-            start = time.process_time()
-            contender()
-            if turn >= 0:
-                spent[number, turn] = time.process_time() - start
-    return spent
-
-
 def gains(spent: Float[np.ndarray, "contenders repeats"]) -> list[Range]:
     """Every later contender's time over the first's."""
-    ratios = spent[1:] / spent[0]
-    return [Range(float(r.min()), float(np.median(r)), float(r.max())) for r in ratios]
+    return [Range.of(ratio) for ratio in spent[1:] / spent[0]]
 
 
 @cache  # of 5000 nodes: a minute or more for its spectral radius

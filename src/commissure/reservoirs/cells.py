@@ -31,7 +31,7 @@ from commissure.reservoirs.connectome import Connectome
 from commissure.reservoirs.evaluation import Score, evaluate
 from commissure.reservoirs.io_map import IOMap
 from commissure.reservoirs.tasks.data import Task
-from commissure.runs import Migration, RunStore, one_thread, source_digest
+from commissure.runs import Migration, RunStore, append_only, one_thread, source_digest
 
 __all__ = ["ModuleInputs", "Settings", "SweepRow"]
 
@@ -202,11 +202,7 @@ _MIGRATIONS: tuple[Migration, ...] = (
             key TEXT PRIMARY KEY, created TEXT NOT NULL, model TEXT NOT NULL, seed INTEGER NOT NULL,
             wall_s REAL NOT NULL, rows TEXT NOT NULL
         ) STRICT""",
-        *(
-            f"CREATE TRIGGER reservoir_cells_no_{verb} BEFORE {verb} ON reservoir_cells "
-            "BEGIN SELECT RAISE(ABORT, 'reservoir_cells is append-only'); END"
-            for verb in ("UPDATE", "DELETE")
-        ),
+        *append_only("reservoir_cells"),
     ),
 )
 

@@ -13,11 +13,25 @@ from collections.abc import Sequence
 
 from commissure.core.errors import InputError
 
-__all__ = ["Migration", "migrate", "schema_version"]
+__all__ = ["Migration", "append_only", "migrate", "schema_version"]
 
 Migration = tuple[str, ...]
 
 _TABLE = "CREATE TABLE IF NOT EXISTS schema_versions (owner TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT"
+
+
+def append_only(*tables: str) -> Migration:
+    """Statements after which no row of these tables can be changed or removed.
+
+    >>> len(append_only("notes"))
+    2
+    """
+    return tuple(
+        f"CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        for table in tables
+        for verb in ("UPDATE", "DELETE")
+    )
 
 
 def schema_version(connection: sqlite3.Connection, owner: str) -> int:

@@ -26,7 +26,7 @@ from typing import Any, Self
 import numpy as np
 
 from commissure.core.errors import CommissureError, InputError
-from commissure.runs.migrate import Migration, migrate
+from commissure.runs.migrate import Migration, append_only, migrate
 
 __all__ = ["Run", "RunStore", "home"]
 
@@ -46,12 +46,7 @@ _RUNS: tuple[Migration, ...] = (
             run_id INTEGER NOT NULL REFERENCES runs (id), name TEXT NOT NULL, digest TEXT NOT NULL, data BLOB,
             PRIMARY KEY (run_id, name)
         ) STRICT""",
-        *(
-            f"CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table} "
-            f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-            for table in ("runs", "artefacts")
-            for verb in ("UPDATE", "DELETE")
-        ),
+        *append_only("runs", "artefacts"),
     ),
 )
 
