@@ -166,7 +166,7 @@ CLAIMS: tuple[Claim, ...] = (
         "stalls for 200 ms.",
         quoted="evaluated offline only",
         gate=(Bound("max_error", at_most=1e-5), Bound("lost_chunks", at_most=0)),
-        cost=Cost(smoke=4, quick=10, full=40),
+        cost=Cost(smoke=4, quick=7, full=40),
         module="commissure.experiments.decode_stream",
     ),
     Claim(
@@ -414,7 +414,7 @@ CLAIMS: tuple[Claim, ...] = (
             Bound("uniform", at_most=0.1),
             Bound("iid", at_most=0.5),
         ),
-        cost=Cost(smoke=0.6, quick=2, full=7),
+        cost=Cost(smoke=0.6, quick=3, full=7),
         module="commissure.experiments.geometry_toy",
     ),
     Claim(
@@ -474,7 +474,7 @@ CLAIMS: tuple[Claim, ...] = (
             Bound("third", at_least=1500, at_most=2000),
             Bound("noise_3", at_least=0.95),
         ),
-        cost=Cost(smoke=0, quick=0, full=3),
+        cost=Cost(smoke=1, quick=2, full=3),
         module="commissure.experiments.geometry_phases_olmo",
     ),
     Claim(
