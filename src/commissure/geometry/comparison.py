@@ -20,10 +20,10 @@ __all__ = ["GeometryChange", "compare"]
 
 @dataclass(frozen=True)
 class GeometryChange:
-    """One site, pooling and frame in both reports; `alpha` is None where either has none, or another
-    window.
+    """One site, pooling and frame in both reports; `alpha` is None where either has none, or another window.
 
     `change`: of log RankMe; `ratio` its exponential; `stderr` of the change, nan without folds.
+    `participation_ratio`: after over before.  `top_share`, `alpha`: after minus before.
     """
 
     site: str
